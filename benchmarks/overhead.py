@@ -1,0 +1,141 @@
+"""What a call costs over the framework's own: `python benchmarks/overhead.py`.
+
+Both sides of a ratio run interleaved, round by round, in one process; the ratio is that of the
+medians. The spec has five tensors, as the CMS experiment's own test has: vectors `a`, `b`; a matrix
+`c`; columns `x`, `y`, `z`; column `x`; a scalar.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import torch
+
+import soaview_jax
+import soaview_torch
+from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
+
+LAYOUT = Layout(
+    [
+        Column("a", "float64", (3,)),
+        Column("b", "float64", (3,)),
+        Column("c", "float32", (2, 2)),
+        Column("x", "float64"),
+        Column("y", "float64"),
+        Column("z", "float64"),
+        Scalar("type", "float32"),
+        Scalar("someNumber", "int32"),
+        Column("v", "float64"),
+        Column("w", "float64"),
+    ]
+)
+TENSORS = {"ab": ["a", "b"], "c": "c", "xyz": ["x", "y", "z"], "x": "x"}
+SPEC = Spec(TENSORS, type="type")
+VALUE_SPEC = Spec(TENSORS, type=Value("type"))
+
+
+def ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int, calls: int) -> str:
+    """Median time of `ours` over that of `theirs`, interleaved."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for round_ in range(rounds + 3):
+        order = (0, 1) if round_ % 2 else (1, 0)
+        for side in order:
+            call = (ours, theirs)[side]
+            begin = time.perf_counter()
+            for _ in range(calls):
+                call()
+            if round_ >= 3:
+                times[side].append((time.perf_counter() - begin) / calls)
+    mine, other = map(statistics.median, times)
+    return f"{mine / other:6.2f} x   ({mine * 1e6:8.2f} us against {other * 1e6:8.2f} us)"
+
+
+def as_strided_arguments(soa: SoA) -> list[tuple[object, ...]]:
+    """What somebody would write by hand, worked out beforehand."""
+    memory = torch.from_numpy(soa.buffer.root)
+    flat = {name: memory.view(getattr(torch, name)) for name in ("float32", "float64")}
+    return [(flat[v.dtype], v.shape, v.strides, v.offset) for v in views(soa, SPEC)]
+
+
+def same_soa() -> str:
+    soa = LAYOUT.allocate(1000)
+    ab, c, xyz, x, scalar = as_strided_arguments(soa)
+    view = torch.as_strided
+    return ratio(
+        lambda: soaview_torch.tensors(soa, SPEC),
+        lambda: [view(*ab), view(*c), view(*xyz), view(*x), view(*scalar)],
+        rounds=200,
+        calls=200,
+    )
+
+
+def event_loop() -> str:
+    view, wrap, tensors = torch.as_strided, LAYOUT.wrap, soaview_torch.tensors
+    events = [(np.zeros(LAYOUT.nbytes(rows), np.uint8), rows) for rows in range(500, 2500)]
+    by_hand = [as_strided_arguments(wrap(buffer, rows)) for buffer, rows in events]
+
+    def ours() -> None:
+        for buffer, rows in events:
+            tensors(wrap(buffer, rows), SPEC)
+
+    def theirs() -> None:
+        for ab, c, xyz, x, scalar in by_hand:
+            [view(*ab), view(*c), view(*xyz), view(*x), view(*scalar)]
+
+    return ratio(ours, theirs, rounds=60, calls=1)
+
+
+def jax_arrays() -> str:
+    soa = LAYOUT.allocate(LAYOUT.dense_rows(1000))
+    sources = [view.numpy() for view in views(soa, VALUE_SPEC)]
+    return ratio(
+        lambda: soaview_jax.arrays(soa, VALUE_SPEC),
+        lambda: [jax.dlpack.from_dlpack(source) for source in sources],
+        rounds=100,
+        calls=20,
+    )
+
+
+def rows_do_not_matter(call: Callable[[SoA], object]) -> str:
+    few, many = (LAYOUT.allocate(LAYOUT.dense_rows(rows)) for rows in (10**3, 10**7))
+    return ratio(lambda: call(many), lambda: call(few), rounds=100, calls=20)
+
+
+def allocated(call: Callable[[SoA], object], rows: int) -> int:
+    """Peak bytes that Python and NumPy allocate during a call."""
+    soa = LAYOUT.allocate(LAYOUT.dense_rows(rows))
+    call(soa)
+    gc.collect()
+    tracemalloc.start()
+    call(soa)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def main() -> None:
+    jax.config.update("jax_enable_x64", True)
+    print(f"torch {torch.__version__}, jax {jax.__version__}, numpy {np.__version__}")
+    print(f"tensors, same SoA            / as_strided by hand   {same_soa()}")
+    print(f"wrap + tensors, event loop   / as_strided by hand   {event_loop()}")
+    print(f"arrays, dense rows           / from_dlpack          {jax_arrays()}")
+    for name, call in {
+        "tensors": lambda soa: soaview_torch.tensors(soa, SPEC),
+        "wrap + tensors": lambda soa: soaview_torch.tensors(
+            LAYOUT.wrap(soa.buffer.root, soa.rows), SPEC
+        ),
+        "arrays": lambda soa: soaview_jax.arrays(soa, VALUE_SPEC),
+    }.items():
+        print(f"{name:14s} at 10^7 rows  / at 10^3 rows         {rows_do_not_matter(call)}")
+        peaks = [allocated(call, rows) for rows in (10**3, 10**7)]
+        print(f"{name:14s} bytes allocated at 10^3, 10^7 rows   {peaks[0]}, {peaks[1]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""Where the bytes are: the memory under an SoA, and the gate that every view of it passes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ITEMSIZE = {
+    "bool": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+}
+"""The dtypes that NumPy, torch and JAX share, and their sizes in bytes."""
+
+_NUMPY = {name: np.dtype(name) for name in ITEMSIZE if name != "bfloat16"}
+
+WIDEST = {1: "uint8", 2: "float16", 4: "float32", 8: "float64", 16: "complex128"}
+"""By item size, the dtype of `Buffer.wide`."""
+
+_BYTE = np.dtype(np.uint8)
+
+INT64_MAX = 2**63 - 1
+
+# DLPack's DLDeviceType: https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
+_DEVICES = {1: "cpu", 2: "cuda", 3: "cuda_host", 10: "rocm", 11: "rocm_host", 13: "cuda_managed"}
+_HOST = {1, 3, 11}
+
+
+def exact_int(value: object, what: str) -> int:
+    """`value` as a plain Python integer; bools, floats and strings are no integers."""
+    if type(value) is int:
+        return value
+    if not isinstance(value, (bool, np.bool_)):
+        try:
+            return operator.index(value)  # type: ignore[arg-type]  # the TypeError is the check
+        except TypeError:
+            pass
+    raise TypeError(f"{what} must be an integer, got {value!r} ({type(value).__name__})")
+
+
+def check_rows(value: object) -> int:
+    """A row count: an integer that is not negative."""
+    rows = exact_int(value, "rows")
+    if rows < 0:
+        raise ValueError(f"rows must not be negative, got {rows}")
+    return rows
+
+
+Geometry = tuple[str, str, int, tuple[int, ...], tuple[int, ...], int]
+"""One view: tensor name, dtype, bytes of an item; shape, strides and offset in elements."""
+
+
+def check_bounds(views: Iterable[Geometry], nbytes: int) -> None:
+    """Raise unless every view starts, and every element of it lies, inside `nbytes` bytes.
+
+    DLPack carries no buffer size and NumPy's own check wraps at 2**64, so this is the only check
+    between a wrong number and foreign memory: plain Python integers, no negative stride, and no
+    number beyond int64 even where no element is touched.
+    """
+    for name, _, itemsize, shape, strides, offset in views:
+        last, axis = offset, 0
+        for stride in strides:  # zip would take half of the time
+            count = shape[axis]
+            axis += 1  # noqa: SIM113 - so would enumerate
+            if count > 1 and stride > 0:
+                last += (count - 1) * stride
+            elif not (
+                type(count) is int
+                and type(stride) is int
+                and 0 <= count <= INT64_MAX
+                and 0 <= stride <= INT64_MAX
+            ):
+                break
+        else:
+            # A number above that is no plain int has made `last` one of its own kind.
+            if type(last) is int and offset >= 0 and len(shape) == axis:
+                if 0 not in shape:
+                    if (last + 1) * itemsize <= nbytes:
+                        continue
+                elif offset * itemsize <= nbytes and max(*shape, *strides) <= INT64_MAX:
+                    continue
+        raise ValueError(
+            f"tensor {name!r}: shape {shape!r}, strides {strides!r} at offset {offset!r} "
+            f"(elements of {itemsize} bytes) do not lie inside the buffer's {nbytes!r} bytes"
+        )
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """NumPy's dtype of this name; bfloat16 exists there once `ml_dtypes` has been imported."""
+    known = _NUMPY.get(dtype)
+    if known is not None:
+        return known
+    try:
+        return np.dtype(dtype)
+    except TypeError:
+        raise TypeError(
+            f"NumPy has no {dtype} of its own: `import ml_dtypes` (JAX installs it) adds it, "
+            f"or take the tensor in torch or JAX"
+        ) from None
+
+
+def host_array(
+    root: NDArray[np.uint8],
+    dtype: str,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    offset: int,
+) -> NDArray[Any]:
+    """A NumPy view of `root`; strides and offset count elements. Pass `check_bounds` first."""
+    size = ITEMSIZE[dtype]
+    return np.ndarray(
+        shape, numpy_dtype(dtype), root, offset * size, [stride * size for stride in strides]
+    )
+
+
+class Buffer:
+    """Host memory that somebody else owns, held for as long as this object lives.
+
+    Attributes:
+        owner: the object that the memory came from.
+        root: its bytes as a NumPy array. NumPy holds the owner's buffer export, so closing a
+            mapping or resizing a bytearray raises while a view lives.
+        wide: `root` as items of the largest size in the layout.
+        nbytes: how many bytes the layout takes.
+        imports: where an adapter keeps its framework's import of the memory: one for all views.
+    """
+
+    __slots__ = ("_unguarded", "imports", "nbytes", "owner", "root", "wide")
+
+    device = "cpu"
+
+    def __init__(self, owner: object, nbytes: int, itemsize: int) -> None:
+        """Hold the first `nbytes` bytes of `owner`, aligned for items of `itemsize` bytes."""
+        root = owner if type(owner) is np.ndarray else _host_memory(owner)
+        if root.dtype is not _BYTE or root.ndim != 1 or not root.flags.c_contiguous:
+            root = _as_bytes(root)
+        if root.size != nbytes:
+            if root.size < nbytes:
+                raise ValueError(
+                    f"the buffer is too small: got {root.size} bytes, needed {nbytes} "
+                    f"({nbytes - root.size} more)"
+                )
+            root = root[:nbytes]
+        # NumPy's flag is ten times cheaper than asking it for the address.
+        wide = root.view(_NUMPY[WIDEST[itemsize]])
+        if nbytes and not wide.flags.aligned:
+            raise _misaligned(root, min(itemsize, 8))
+        self.owner = owner
+        self.root: NDArray[np.uint8] = root
+        self.nbytes = nbytes
+        self.wide = wide
+        self.imports: dict[Any, Any] = {}
+        self._unguarded: NDArray[np.uint8] | None = None
+
+    @property
+    def address(self) -> int:
+        """Of the first byte."""
+        return _address(self.root)
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the memory refuses writes."""
+        return not self.root.flags.writeable
+
+    @property
+    def unguarded(self) -> NDArray[np.uint8]:
+        """`root` without its read-only flag, for a reader that insists on writable memory.
+
+        Only for consumers that never write (JAX's immutable arrays) and as the source of copies.
+        """
+        if self._unguarded is None:
+            self._unguarded = np.asarray(_Unguarded(self.root)) if self.readonly else self.root
+        return self._unguarded
+
+
+class _Unguarded:
+    def __init__(self, root: NDArray[np.uint8]) -> None:
+        self.root = root
+        interface = {"data": (_address(root), False), "shape": root.shape, "typestr": "|u1"}
+        self.__array_interface__ = {**interface, "version": 3}
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _misaligned(root: NDArray[np.uint8], align: int) -> BufferError:
+    address = _address(root)
+    return BufferError(
+        f"the buffer is misaligned: it starts at address {address:#x}, {address % align} bytes "
+        f"past a multiple of {align}, which the layout's largest item needs; start it on such an "
+        f"address, or copy it into layout.allocate(rows)"
+    )
+
+
+def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.dtype.hasobject:
+        raise TypeError(f"the buffer holds Python objects (dtype {array.dtype}), not plain memory")
+    if not array.flags.c_contiguous:
+        raise BufferError(
+            f"the buffer is not contiguous: shape {array.shape}, strides {array.strides} bytes; "
+            f"pass the array that owns the memory, or a contiguous copy of it"
+        )
+    return array.reshape(-1).view(np.uint8)
+
+
+def _host_memory(owner: Any) -> NDArray[Any]:
+    if isinstance(owner, np.ndarray):
+        if isinstance(owner, np.ma.MaskedArray):
+            raise TypeError("a masked array cannot be wrapped: its mask would be lost; pass .data")
+        return np.asarray(owner)
+    if hasattr(type(owner), "__dlpack__"):
+        return _from_dlpack(owner)
+    if getattr(owner, "__cuda_array_interface__", None) is not None:
+        raise _elsewhere(owner, "cuda")
+    # multiprocessing's SharedMemory keeps its bytes in `buf`, and closes them when collected.
+    source = getattr(owner, "buf", owner)
+    try:
+        memory = memoryview(source)
+    except TypeError:
+        raise TypeError(
+            f"cannot wrap {type(owner).__name__}: it offers neither the buffer protocol nor "
+            f"DLPack; pass an array, bytes, a memoryview, an mmap or shared memory"
+        ) from None
+    if not memory.c_contiguous:
+        raise BufferError(
+            f"the buffer is not contiguous: shape {memory.shape}, strides {memory.strides} bytes; "
+            f"pass the object that owns the memory, or a contiguous copy of it"
+        )
+    if "O" in memory.format:
+        raise TypeError("the buffer holds Python objects, not plain memory")
+    # np.frombuffer, unlike np.ndarray(buffer=...), holds the export.
+    return np.frombuffer(source, np.uint8)
+
+
+def _from_dlpack(owner: Any) -> NDArray[Any]:
+    kind, index = owner.__dlpack_device__()
+    if int(kind) not in _HOST:
+        raise _elsewhere(owner, f"{_DEVICES.get(int(kind), f'DLPack device {int(kind)}')}:{index}")
+    try:
+        return np.from_dlpack(owner)
+    except (BufferError, RuntimeError) as error:
+        raise BufferError(
+            f"{type(owner).__name__} does not export its memory to NumPy ({error}); detach it, "
+            f"and pass a contiguous uint8 view of it"
+        ) from error
+
+
+def _elsewhere(owner: object, device: str) -> BufferError:
+    return BufferError(
+        f"{type(owner).__name__} is on another device: got {device}, needed host memory; "
+        f"copy it to the host first"
+    )

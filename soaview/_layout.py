@@ -1,0 +1,415 @@
+"""What the memory looks like: fields, and the offsets that follow from them and a row count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ._buffer import ITEMSIZE, Buffer, check_rows, exact_int
+from ._soa import SoA, pack
+from ._spec import no_such
+
+MAX_FIELDS = 65_536
+
+
+def _check_name(kind: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"a {kind}'s name must be a string, got {name!r}")
+    if not name:
+        raise ValueError(f"a {kind}'s name must not be empty")
+
+
+def _check_dtype(name: str, dtype: object) -> str:
+    """The dtype's canonical name, from a name or anything `numpy.dtype` takes."""
+    if isinstance(dtype, str) and dtype in ITEMSIZE:
+        return dtype
+    if dtype is not None:
+        try:
+            known = np.dtype(dtype)  # type: ignore[call-overload]  # the TypeError is the check
+        except (TypeError, ValueError):
+            pass
+        else:
+            if not known.isnative:
+                raise ValueError(f"field {name!r}: dtype {dtype!r} is not in native byte order")
+            if known.name in ITEMSIZE:
+                return str(known.name)
+    raise ValueError(f"field {name!r}: unknown dtype {dtype!r}; known are {', '.join(ITEMSIZE)}")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Column:
+    """A field with one value per row: a number, a vector `(d,)` or a matrix `(r, c)`.
+
+    Args:
+        name: the field's name.
+        dtype: a name such as `"float32"`, or anything `numpy.dtype` takes.
+        shape: of one row's element: `()`, `(d,)` or `(r, c)`.
+        order: which components of a matrix follow each other in memory: `"F"` column by column
+            (Eigen's default, and the CMS experiment's), `"C"` row by row.
+
+    Raises:
+        TypeError, ValueError: naming the field, what was got and what is expected.
+
+    >>> Column("cov", "float32", (3, 3)).components
+    9
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    order: str = "F"
+
+    per_row: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_name("column", self.name)
+        object.__setattr__(self, "dtype", _check_dtype(self.name, self.dtype))
+        if not isinstance(self.shape, (tuple, list)):
+            raise TypeError(
+                f"field {self.name!r}: shape must be a tuple such as (3,), got {self.shape!r}"
+            )
+        shape = tuple(exact_int(n, f"field {self.name!r}: shape entry") for n in self.shape)
+        if len(shape) > 2 or any(n < 1 for n in shape):
+            raise ValueError(
+                f"field {self.name!r}: bad shape {shape!r}; expected (), (d,) or (r, c), "
+                f"with at least one component"
+            )
+        object.__setattr__(self, "shape", shape)
+        if self.order not in ("F", "C"):
+            raise ValueError(f"field {self.name!r}: order must be 'F' or 'C', got {self.order!r}")
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one component."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def components(self) -> int:
+        """How many sub-columns the field takes."""
+        return prod(self.shape)
+
+    def __repr__(self) -> str:
+        shape = f", {self.shape!r}" if self.shape else ""
+        order = f", order={self.order!r}" if self.order != "F" else ""
+        return f"Column({self.name!r}, {self.dtype!r}{shape}{order})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Scalar:
+    """A field with one value for the whole SoA.
+
+    >>> Scalar("n_tracks", "int32")
+    Scalar('n_tracks', 'int32')
+    """
+
+    name: str
+    dtype: str
+
+    per_row: ClassVar[bool] = False
+    shape: ClassVar[tuple[int, ...]] = ()
+    order: ClassVar[str] = "F"
+    components: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _check_name("scalar", self.name)
+        object.__setattr__(self, "dtype", _check_dtype(self.name, self.dtype))
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of the value."""
+        return ITEMSIZE[self.dtype]
+
+    def __repr__(self) -> str:
+        return f"Scalar({self.name!r}, {self.dtype!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Layout:
+    """An immutable list of fields; with a row count, every offset follows from it.
+
+    Fields follow each other in declaration order and each component starts on an aligned byte: a
+    column takes `components * ceil(rows * itemsize / alignment) * alignment` bytes, a scalar
+    `ceil(itemsize / alignment) * alignment`. With alignment 128 this is byte for byte what the CMS
+    experiment's SoA classes lay out
+    (https://github.com/cms-sw/cmssw/tree/master/DataFormats/SoATemplate).
+
+    Args:
+        fields: `Column`s and `Scalar`s.
+        alignment: bytes; a power of two, and a multiple of every item size.
+
+    Raises:
+        TypeError, ValueError: no fields, a name twice, a bad alignment.
+
+    >>> layout = Layout([Column("pt", "float32"), Column("cov", "float64", (2, 2))])
+    >>> layout.nbytes(rows=33)
+    1792
+    >>> layout.offset("cov", rows=33), layout.pitch("cov", rows=33)
+    (256, 384)
+    """
+
+    fields: tuple[Column | Scalar, ...]
+    alignment: int = field(default=128, kw_only=True)
+    # Everything below is derived. An offset is linear in the padded sizes, one per item size in
+    # `sizes`: counted in blocks of `alignment` bytes it is (constant, blocks of sizes[0], ...).
+    sizes: tuple[int, ...] = field(init=False)
+    starts: dict[str, tuple[int, ...]] = field(init=False)
+    _total: Callable[[int], int] = field(init=False)
+    _by_name: dict[str, Column | Scalar] = field(init=False)
+    _hash: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        fields = _check_fields(self.fields)
+        alignment = _check_alignment(self.alignment, fields)
+        sizes = tuple(sorted({f.itemsize for f in fields}))
+        starts: dict[str, tuple[int, ...]] = {}
+        position = [0] * (1 + len(sizes))
+        for f in fields:
+            starts[f.name] = tuple(position)
+            if f.per_row:
+                position[1 + sizes.index(f.itemsize)] += f.components
+            else:
+                position[0] += 1
+        blocks = [1, *(f"-(-rows * {size} // {alignment})" for size in sizes)]
+        total = " + ".join(f"{n} * {b}" for n, b in zip(position, blocks, strict=True) if n)
+        for name, value in {
+            "fields": fields,
+            "alignment": alignment,
+            "sizes": sizes,
+            "starts": starts,
+            "_total": eval(f"lambda rows: {alignment} * ({total})"),
+            "_by_name": {f.name: f for f in fields},
+            "_hash": hash((fields, alignment)),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Layout):
+            return NotImplemented
+        return self.fields == other.fields and self.alignment == other.alignment
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Layout.from_dict, (self.to_dict(),)
+
+    def __repr__(self) -> str:
+        alignment = f", alignment={self.alignment}" if self.alignment != 128 else ""
+        return f"Layout([{', '.join(map(repr, self.fields))}]{alignment})"
+
+    def field(self, name: object) -> Column | Scalar:
+        """The field of that name.
+
+        Raises:
+            KeyError: naming the closest name there is.
+        """
+        found = self._by_name.get(name) if isinstance(name, str) else None
+        if found is None:
+            raise KeyError(no_such("column", name, self._by_name))
+        return found
+
+    def nbytes(self, rows: int) -> int:
+        """Bytes of the whole buffer at `rows` rows."""
+        return self._total(check_rows(rows))
+
+    def offset(self, name: str, rows: int) -> int:
+        """Byte at which field `name` starts.
+
+        Raises:
+            KeyError: no such field.
+        """
+        self.field(name)
+        rows = check_rows(rows)
+        blocks = (1, *(-(-rows * size // self.alignment) for size in self.sizes))
+        form = self.starts[name]
+        return self.alignment * sum(n * block for n, block in zip(form, blocks, strict=True))
+
+    def pitch(self, name: str, rows: int) -> int:
+        """Bytes from one component of column `name` to its next; of a scalar, its padded size."""
+        found = self.field(name)
+        count = check_rows(rows) if found.per_row else 1
+        return -(-count * found.itemsize // self.alignment) * self.alignment
+
+    def dense_rows(self, rows: int) -> int:
+        """The smallest row count, at least `rows`, at which no column has padding.
+
+        >>> Layout([Column("pt", "float32"), Column("cov", "float64", (2, 2))]).dense_rows(1000)
+        1024
+        """
+        rows = check_rows(rows)
+        smallest = min((f.itemsize for f in self.fields if f.per_row), default=self.alignment)
+        step = self.alignment // smallest
+        return -(-rows // step) * step
+
+    def describe(self, rows: int) -> str:
+        """The memory map at `rows` rows, as a table; offset, pitch, bytes and padding in bytes.
+
+        >>> layout = Layout([Column("pt", "float32"), Scalar("n", "int32")])
+        >>> print(layout.describe(rows=33))
+        33 rows, 384 bytes, alignment 128
+        field  dtype    shape   offset  pitch  bytes  padding
+        pt     float32  (33,)        0    256    256      124
+        n      int32    scalar     256    128    128      124
+        """
+        rows = check_rows(rows)
+        table = [["field", "dtype", "shape", "offset", "pitch", "bytes", "padding"]]
+        for f in self.fields:
+            pitch = self.pitch(f.name, rows)
+            used = f.components * f.itemsize * (rows if f.per_row else 1)
+            total = pitch * f.components
+            shape = str((rows, *f.shape)) if f.per_row else "scalar"
+            numbers = (self.offset(f.name, rows), pitch, total, total - used)
+            table.append([f.name, f.dtype, shape, *map(str, numbers)])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [f"{rows} rows, {self.nbytes(rows)} bytes, alignment {self.alignment}"]
+        for row in table:
+            cells = [
+                cell.ljust(width) if i < 3 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  ".join(cells))
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A description that JSON can hold and `from_dict` turns back.
+
+        >>> Layout([Scalar("n", "int32")]).to_dict()
+        {'alignment': 128, 'fields': [{'kind': 'scalar', 'name': 'n', 'dtype': 'int32'}]}
+        """
+        fields: list[dict[str, Any]] = []
+        for f in self.fields:
+            if isinstance(f, Column):
+                shape = {"shape": list(f.shape), "order": f.order}
+                fields.append({"kind": "column", "name": f.name, "dtype": f.dtype, **shape})
+            else:
+                fields.append({"kind": "scalar", "name": f.name, "dtype": f.dtype})
+        return {"alignment": self.alignment, "fields": fields}
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> Layout:
+        """The layout that `to_dict` described; `alignment`, `shape` and `order` may be left out.
+
+        Raises:
+            TypeError, ValueError: anything that is not exactly such a description.
+        """
+        top = _check_keys("the layout", description, {"fields"}, {"alignment"})
+        if not isinstance(top["fields"], (list, tuple)):
+            raise TypeError(f"the layout's fields must be a list, got {top['fields']!r:.60}")
+        if len(top["fields"]) > MAX_FIELDS:
+            raise ValueError(f"{len(top['fields'])} fields are too many; at most {MAX_FIELDS}")
+        fields = [_field_from_dict(number, f) for number, f in enumerate(top["fields"])]
+        return cls(fields, alignment=top.get("alignment", 128))  # type: ignore[arg-type]
+
+    def allocate(self, rows: int) -> SoA:
+        """A zeroed SoA of `rows` rows, its columns aligned in memory.
+
+        Raises:
+            MemoryError: with the bytes that were needed.
+
+        >>> soa = Layout([Column("pt", "float32")]).allocate(3)
+        >>> soa["pt"]
+        array([0., 0., 0.], dtype=float32)
+        """
+        rows = check_rows(rows)
+        nbytes = self._total(rows)
+        alignment = max(self.alignment, 64)  # XLA aliases addresses that are multiples of 64
+        try:
+            raw = np.zeros(nbytes + alignment, np.uint8)
+        except (ValueError, MemoryError):  # a ValueError says that the size is beyond int64
+            raise MemoryError(f"{rows} rows need {nbytes} bytes") from None
+        first = -raw.__array_interface__["data"][0] % alignment
+        return self.wrap(raw[first : first + nbytes], rows)
+
+    def wrap(self, buffer: object, rows: int) -> SoA:
+        """An SoA over memory that already holds one: no byte is copied.
+
+        Args:
+            buffer: host memory: a NumPy array, bytes, bytearray, memoryview, mmap, array.array,
+                shared memory, a ctypes array, or a torch or JAX array on the CPU. It may be larger
+                than needed. It is kept, and its buffer export held, while the SoA or a view lives.
+            rows: how many rows the buffer was laid out for.
+
+        Raises:
+            ValueError: too small, or negative rows.
+            BufferError: misaligned, not contiguous, or on another device.
+            TypeError: no memory at all, or rows that are no integer.
+
+        >>> layout = Layout([Column("pt", "float32")])
+        >>> layout.wrap(bytearray(layout.nbytes(3)), rows=3)
+        SoA(3 rows, 128 bytes on cpu: pt)
+        """
+        rows = check_rows(rows)
+        return SoA(self, Buffer(buffer, self._total(rows), self.sizes[-1]), rows, 0, rows)
+
+    def pack(self, arrays: Mapping[str, Any], rows: int | None = None) -> SoA:
+        """A new SoA, filled from one array per field: shape `(rows, *shape)`, a scalar's `()`.
+
+        Arrays must have the field's dtype, for nothing is converted in silence; Python numbers
+        and lists take it where their kind allows.
+
+        Raises:
+            KeyError: a field is missing or unknown.
+            TypeError, ValueError: a wrong dtype, shape or row count.
+
+        >>> layout = Layout([Column("pt", "float32"), Scalar("n", "int32")])
+        >>> soa = layout.pack({"pt": [1.0, 2.0], "n": 7})
+        >>> soa["pt"], soa["n"]
+        (array([1., 2.], dtype=float32), array([7, 7], dtype=int32))
+        """
+        return pack(self, arrays, rows)
+
+
+def _check_fields(fields: Any) -> tuple[Column | Scalar, ...]:
+    if isinstance(fields, (str, Column, Scalar)) or not isinstance(fields, Iterable):
+        raise TypeError(f"fields must be a list of Column and Scalar, got {fields!r}")
+    found: tuple[Column | Scalar, ...] = tuple(fields)
+    if not found:
+        raise ValueError("a layout needs at least one field")
+    seen = set()
+    for f in found:
+        if not isinstance(f, (Column, Scalar)):
+            raise TypeError(f"a field must be a Column or a Scalar, got {f!r}")
+        if f.name in seen:
+            raise ValueError(f"field name {f.name!r} stands twice; names must be unique")
+        seen.add(f.name)
+    return found
+
+
+def _check_alignment(value: object, fields: tuple[Column | Scalar, ...]) -> int:
+    alignment = exact_int(value, "alignment")
+    if alignment < 1 or alignment & (alignment - 1):
+        raise ValueError(f"alignment must be a power of two, got {alignment}")
+    widest = max(fields, key=lambda f: f.itemsize)
+    if alignment % widest.itemsize:
+        raise ValueError(
+            f"alignment must be a multiple of every item size: got {alignment}, but field "
+            f"{widest.name!r} is {widest.dtype} ({widest.itemsize} bytes)"
+        )
+    return alignment
+
+
+def _check_keys(where: str, got: Any, needed: set[str], optional: set[str]) -> Mapping[str, Any]:
+    if not isinstance(got, Mapping):
+        raise TypeError(f"{where} must be a mapping, got {got!r:.60}")
+    for key in got:
+        if key not in needed | optional:
+            raise ValueError(f"{where} has an unknown key {key!r:.60}")
+    if missing := needed - got.keys():
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    return got
+
+
+def _field_from_dict(number: int, description: Any) -> Column | Scalar:
+    where = f"field number {number}"
+    kind = description.get("kind") if isinstance(description, Mapping) else None
+    shaped = {"shape", "order"} if kind == "column" else set()
+    given = dict(_check_keys(where, description, {"kind", "name", "dtype"}, shaped))
+    if given.pop("kind") not in ("column", "scalar"):
+        raise ValueError(f"{where}: kind must be 'column' or 'scalar', got {kind!r:.60}")
+    if not isinstance(given["dtype"], str) or given["dtype"] not in ITEMSIZE:
+        raise ValueError(f"{where}: unknown dtype {given['dtype']!r:.60}")
+    return Column(**given) if kind == "column" else Scalar(**given)

@@ -1,0 +1,226 @@
+"""SoA: a layout bound to a row count and a buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from ._buffer import Buffer, check_rows, exact_int, numpy_dtype
+from ._spec import Entry, Scattered, Spec, Value, View, views, views_or_columns
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ._layout import Column, Layout, Scalar
+
+
+class SoA:
+    """Rows of a layout in a buffer, made by `Layout.allocate`, `Layout.wrap` or `Layout.pack`.
+
+    `soa["pt"]` is a NumPy view, shaped as a spec entry is: a list of names adds the column axis,
+    `Value(name)` gives a scalar as it is. `soa[a:b]` is an SoA over those rows of the same memory,
+    `len(soa)` the row count; iteration and `in` are over field names.
+
+    Attributes:
+        layout: the fields.
+        rows: how many rows this SoA has.
+        buffer: the memory, shared by all slices.
+        capacity: the row count that the buffer is laid out for; `rows`, unless this is a slice.
+        start: the buffer's row at which this SoA starts.
+        ready: where an adapter keeps, under its name, what it worked out for the last spec.
+    """
+
+    __slots__ = ("__weakref__", "buffer", "capacity", "layout", "ready", "rows", "start")
+
+    def __init__(
+        self,
+        layout: Layout,
+        buffer: Buffer,
+        capacity: int,
+        start: int,
+        rows: int,
+    ) -> None:
+        self.layout = layout
+        self.buffer = buffer
+        self.capacity = capacity
+        self.start = start
+        self.rows = rows
+        self.ready: dict[str, Any] = {}
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the memory refuses writes."""
+        return self.buffer.readonly
+
+    @property
+    def device(self) -> str:
+        """Where the memory is."""
+        return self.buffer.device
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in self.layout.fields)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layout.starts if isinstance(name, str) else False
+
+    @overload
+    def __getitem__(self, key: slice) -> SoA: ...
+    @overload
+    def __getitem__(self, key: str | list[str] | Entry) -> NDArray[Any]: ...
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            return self._slice(key)
+        if not isinstance(key, (str, list, tuple, Value)):
+            raise TypeError(
+                f"an SoA takes a field's name, a list of names, Value(name) or a slice of rows, "
+                f"got {key!r}; row i is soa[i:i+1]"
+            )
+        name = key if isinstance(key, str) and key else repr(key)
+        return views(self, Spec({name: key}))[0].numpy()
+
+    def _slice(self, key: slice) -> SoA:
+        if key.step not in (None, 1):
+            raise ValueError(f"rows are taken in steps of 1, got {key!r}")
+        first, last, _ = key.indices(self.rows)
+        count = max(last - first, 0)
+        start = self.start + first
+        return SoA(self.layout, self.buffer, self.capacity, start, count)
+
+    def batches(self, size: int) -> Iterator[SoA]:
+        """Slices of `size` rows one after another, the last one short; views, not copies.
+
+        Raises:
+            TypeError, ValueError: a size that is no positive integer.
+
+        >>> from soaview import Column, Layout
+        >>> soa = Layout([Column("pt", "float32")]).allocate(10)
+        >>> [len(batch) for batch in soa.batches(4)]
+        [4, 4, 2]
+        """
+        size = exact_int(size, "the batch size")
+        if size < 1:
+            raise ValueError(f"the batch size must be positive, got {size}")
+        return (self[first : first + size] for first in range(0, self.rows, size))
+
+    def __repr__(self) -> str:
+        rows = f"{self.rows} rows"
+        if self.rows != self.capacity:
+            rows += f" ({self.start}:{self.start + self.rows} of {self.capacity})"
+        readonly = ", read-only" if self.readonly else ""
+        return (
+            f"SoA({rows}, {self.buffer.nbytes} bytes on {self.device}{readonly}: {', '.join(self)})"
+        )
+
+
+def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:
+    """`Layout.pack`: check every array, then allocate and fill."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"arrays must be a mapping from field name to array, got {arrays!r:.60}")
+    for name in arrays:
+        layout.field(name)
+    if missing := [field.name for field in layout.fields if field.name not in arrays]:
+        raise KeyError(f"no array for {', '.join(map(repr, missing))}")
+    values = {field.name: _as_array(field, arrays[field.name]) for field in layout.fields}
+    counts = {
+        field.name: len(values[field.name])
+        for field in layout.fields
+        if field.per_row and values[field.name].ndim
+    }
+    if rows is None:
+        if not counts:
+            raise ValueError("a layout of scalars alone says nothing about rows; pass rows=")
+        rows = next(iter(counts.values()))
+    rows = check_rows(rows)
+    for field in layout.fields:
+        got, expected = values[field.name].shape, (rows, *field.shape) if field.per_row else ()
+        if got != expected:
+            raise ValueError(_wrong_shape(f"field {field.name!r}", got, expected))
+    soa = layout.allocate(rows)
+    for name, value in values.items():
+        target = soa[name] if layout.field(name).per_row else soa[Value(name)]
+        target[...] = value
+    return soa
+
+
+def _as_array(field: Column | Scalar, value: Any) -> NDArray[Any]:
+    """`value` as an array of the field's dtype; only Python numbers and lists are converted."""
+    dtype = numpy_dtype(field.dtype)
+    given = np.asarray(value)
+    if given.dtype.newbyteorder("=") == dtype:
+        return given
+    python = isinstance(value, (bool, int, float, complex, list, tuple))
+    if not (python and (not given.size or np.can_cast(given.dtype, dtype, "same_kind"))):
+        raise TypeError(
+            f"field {field.name!r}: got dtype {given.dtype}, expected {field.dtype}; nothing is "
+            f"converted in silence: pass .astype({field.dtype!r})"
+        )
+    try:
+        return np.asarray(value, dtype)
+    except OverflowError as error:
+        raise ValueError(f"field {field.name!r}: {error}") from None
+
+
+def check_copy(copy: object) -> None:
+    """`copy=` of an adapter is False, None or True."""
+    if not (copy is None or copy is True or copy is False):
+        raise TypeError(
+            f"copy must be False (never), None (where needed) or True (always), got {copy!r}"
+        )
+
+
+def targets(
+    soa: SoA, spec: Spec, given: list[tuple[tuple[int, ...], str]]
+) -> list[View | Scattered]:
+    """Where an adapter's `write` puts tensors of these shapes and dtypes; all is checked first.
+
+    Raises:
+        BufferError: the memory is read-only.
+        ValueError: a wrong number of tensors, a wrong shape, or memory that would be written twice.
+        TypeError: a wrong dtype.
+    """
+    found = views_or_columns(soa, spec)
+    if soa.readonly:
+        raise BufferError("the SoA's memory is read-only and cannot be written to")
+    if len(given) != len(found):
+        raise ValueError(f"got {len(given)} tensors, but the spec has {len(found)}: {list(spec)}")
+    written: dict[str, str] = {}
+    for (name, entry), view, (shape, dtype) in zip(spec.items(), found, given, strict=True):
+        columns = [entry.name] if isinstance(entry, Value) else entry
+        for column in [columns] if isinstance(columns, str) else columns:
+            if column in written:
+                raise ValueError(
+                    f"tensor {name!r}: {column!r} would be written twice (also by tensor "
+                    f"{written[column]!r}); name every column once"
+                )
+            written[column] = name
+            if not isinstance(entry, Value) and not soa.layout.field(column).per_row:
+                raise ValueError(
+                    f"tensor {name!r}: scalar {column!r} has one value, not one per row; "
+                    f"write Value({column!r})"
+                )
+        if dtype != view.dtype:
+            raise TypeError(
+                f"tensor {name!r}: got dtype {dtype}, expected {view.dtype}; convert it first"
+            )
+        if shape != view.shape:
+            raise ValueError(_wrong_shape(f"tensor {name!r}", shape, view.shape))
+    return found
+
+
+def _wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    hint = ""
+    if len(got) == 2 and got[::-1] == expected:
+        hint = "; rows come first: pass its transpose"
+    elif got == (*expected, 1):
+        hint = "; drop the last axis, or name the column in a list of one"
+    elif expected and got[1:] == expected[1:]:
+        hint = "; every column has the same row count"
+    return f"{where}: got shape {got}, expected {expected}{hint}"

@@ -1,0 +1,251 @@
+"""Arrays that alias an SoA's memory, and model outputs written into its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import starmap
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from soaview import SoA, Spec, View
+from soaview._buffer import host_array
+from soaview._soa import check_copy, targets
+from soaview._spec import Scattered, views_or_columns
+
+_NARROW = {
+    "int64": "int32",
+    "uint64": "uint32",
+    "float64": "float32",
+    "complex128": "complex64",
+}
+_ALIGNMENT = 64  # bytes; XLA's CPU client copies what does not start on such an address
+
+
+def arrays(
+    soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False
+) -> list[jax.Array]:
+    """The spec's arrays, in spec order, as JAX arrays over the SoA's memory.
+
+    XLA imports only memory that is dense, in any order of the axes, and starts on a multiple of 64
+    bytes. A single column nearly always is; several columns are when no padding lies between them.
+    The arrays see what is written into the SoA later, and so do results still being computed: leave
+    the memory alone until they are done. Read-only memory is welcome.
+
+    Args:
+        soa: the memory.
+        spec: which columns make each array.
+        copy: `False` never copies; `None` copies only the arrays that XLA cannot import; `True`
+            copies all. Copies are finished when they are returned, and independent of the SoA.
+        padded: give the padded rows (pitch / itemsize) instead of the valid ones: dense at every
+            row count. `soa.rows` says how many of them are valid.
+
+    Raises:
+        BufferError: with `copy=False`, an array cannot be a view; it says which, why, and the ways
+            out.
+        TypeError: a 64-bit dtype while JAX has them switched off, which would narrow it; a wrong
+            kind of argument.
+        KeyError, ValueError: no such column; columns that do not fit one array.
+
+    >>> from soaview import Column, Layout, Spec
+    >>> soa = Layout([Column("pt", "float32"), Column("eta", "float32")]).allocate(32)
+    >>> soa["eta"][0] = 7
+    >>> [x] = arrays(soa, Spec(x=["pt", "eta"]))
+    >>> x.shape, x[0]
+    ((32, 2), Array([0., 7.], dtype=float32))
+    """
+    check_copy(copy)
+    x64 = jax.dtypes.canonicalize_dtype("float64").itemsize == 8
+    ready = soa.ready.get("jax") if copy is False and type(soa) is SoA else None
+    if ready and ready[0] is spec and ready[1] is padded and ready[2] is x64:
+        return [_alias(*source) for source in ready[3]]
+    found = views_or_columns(soa, spec, padded=padded)
+    if not x64:
+        for view in found:
+            _check_width(view)
+    if copy is True:
+        return _copies(found)
+    address = soa.buffer.address
+    obstacles = [_obstacle(soa, view, address) for view in found]
+    copied = [view for view, obstacle in zip(found, obstacles, strict=True) if obstacle]
+    if copied and copy is False:
+        raise BufferError(f"tensor {copied[0].name!r}: {next(filter(None, obstacles))}")
+    sources = [
+        _source(view, address)
+        for view, obstacle in zip(found, obstacles, strict=True)
+        if isinstance(view, View) and not obstacle
+    ]
+    if not copied:
+        soa.ready["jax"] = spec, padded, x64, sources
+    aliases, copies = starmap(_alias, sources), iter(_copies(copied))
+    return [next(copies if obstacle else aliases) for obstacle in obstacles]
+
+
+def _check_width(view: View | Scattered) -> None:
+    narrow = _NARROW.get(view.dtype)
+    if narrow is not None:
+        raise TypeError(
+            f"tensor {view.name!r} is {view.dtype}, and JAX has 64-bit types switched off: it "
+            f"would narrow it to {narrow} in silence. Ways out: "
+            f'jax.config.update("jax_enable_x64", True) at the start of the program, '
+            f"`with jax.enable_x64(True):` around the call, or a field of {narrow}"
+        )
+
+
+def _obstacle(soa: SoA, view: View | Scattered, address: int) -> str | None:
+    """Why XLA cannot import this view, and the ways out; None where it can."""
+    if isinstance(view, Scattered):
+        return view.why()
+    if not _is_dense(view.shape, view.strides):
+        return _padding(soa, view)
+    if 0 in view.shape:
+        return None
+    if view.dtype == "bfloat16" and not view.numpy().flags.c_contiguous:
+        return (
+            "NumPy cannot export bfloat16 through DLPack, and what JAX takes instead it aliases in "
+            "row-major order only; take its columns one by one, or let copy=None copy it"
+        )
+    start = address + view.byte_offset
+    if start % _ALIGNMENT:
+        return (
+            f"it starts at address {start:#x}, {start % _ALIGNMENT} bytes past a multiple of "
+            f"{_ALIGNMENT}, and XLA imports only what starts on one; align the buffer "
+            f"(layout.allocate does) and the first row of a slice, or let copy=None copy it"
+        )
+    return None
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the elements fill one stretch of memory, in any order of the axes."""
+    expected = 1
+    if 0 in shape:
+        return True
+    for stride, count in sorted(zip(strides, shape, strict=True)):
+        if count > 1:
+            if stride != expected:
+                return False
+            expected *= count
+    return True
+
+
+def _padding(soa: SoA, view: View) -> str:
+    """What lies between the elements of a view that is not dense."""
+    field_rows = f"rows {view.shape[0]}"
+    if view.strides[0] == 0:
+        return (
+            "a scalar broadcast to the rows has no dense form, the only one that XLA imports; "
+            "write Value(name) in the spec and let the model broadcast it, or let copy=None copy it"
+        )
+    if soa.rows != soa.capacity:
+        return (
+            f"{field_rows} are a slice of {soa.capacity}, whose columns lie apart, and XLA imports "
+            f"only dense memory; slice the arrays of the whole SoA, or let copy=None copy it"
+        )
+    padded = soa.layout.alignment // view.itemsize
+    padded_rows = -(-soa.rows // padded) * padded
+    dense = soa.layout.dense_rows(soa.rows)
+    if _is_dense((padded_rows, *view.shape[1:]), view.strides):
+        return (
+            f"{field_rows}, padded rows {padded_rows}: padding lies between its columns, and XLA "
+            f"imports only dense memory; padded=True gives all {padded_rows} rows, "
+            f"layout.dense_rows({soa.rows}) is {dense}, a row count without padding, and "
+            f"copy=None copies it"
+        )
+    return (
+        f"its columns are not neighbours (strides {view.strides}, in elements), and XLA imports "
+        f"only dense memory; declare the fields one after another, or let copy=None copy it"
+    )
+
+
+def _source(view: View, address: int) -> tuple[str, NDArray[Any], int]:
+    """What JAX imports, and where the array must then be."""
+    # Without the read-only flag, for JAX asks for capsules that cannot carry it. It never writes
+    # to memory that is imported as `_alias` does, not even when the array is donated.
+    memory = view.buffer.unguarded
+    host = host_array(memory, view.dtype, view.shape, view.strides, view.offset)
+    return view.name, host, address + view.byte_offset
+
+
+def _alias(name: str, host: NDArray[Any], address: int) -> jax.Array:
+    # Never copy=True: that one returns an alias all the same, and lets XLA write into it.
+    if host.dtype.kind == "V":  # bfloat16, which NumPy cannot export
+        array: jax.Array = jax.device_put(host, _host())
+    else:
+        array = jax.dlpack.from_dlpack(host, copy=False)
+    if array.dtype != host.dtype or (host.size and array.unsafe_buffer_pointer() != address):
+        raise BufferError(
+            f"tensor {name!r}: JAX {jax.__version__} copied or converted it in silence; "
+            f"use copy=None, and please report this"
+        )
+    return array
+
+
+def _host() -> jax.Device:
+    return jax.local_devices(backend="cpu")[0]
+
+
+def _copies(found: Sequence[View | Scattered]) -> list[jax.Array]:
+    """Copies that nobody else holds, in one transfer, and finished."""
+    if not found:
+        return []
+    hosts = [
+        np.stack([part.numpy() for part in view.parts], axis=1)
+        if isinstance(view, Scattered)
+        else np.array(view.numpy(), order="C")
+        for view in found
+    ]
+    copies: list[jax.Array] = jax.device_put(hosts, _host())
+    for copy in copies:
+        copy.block_until_ready()
+    return copies
+
+
+def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
+    """Write model outputs into the spec's columns; nothing is written unless all of them fit.
+
+    Args:
+        soa: writable memory.
+        spec: where each array goes; a scalar is written as `Value(name)`.
+        arrays: in spec order, on the SoA's device, with the shapes and dtypes that `arrays` gives.
+            They are waited for. An array may alias the SoA, and then changes with it.
+
+    Raises:
+        TypeError, ValueError: an array of another kind, dtype, shape or device; a column that
+            would be written twice.
+        BufferError: read-only memory.
+
+    >>> import jax.numpy as jnp
+    >>> from soaview import Column, Layout, Spec
+    >>> soa = Layout([Column("score", "float32")]).allocate(3)
+    >>> write(soa, Spec(y="score"), [jnp.array([1.0, 2.0, 3.0])])
+    >>> soa["score"]
+    array([1., 2., 3.], dtype=float32)
+    """
+    if not isinstance(arrays, (list, tuple)):
+        raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
+    for number, array in enumerate(arrays):
+        _check_array(f"array number {number}", array, soa.device)
+    found = targets(soa, spec, [(array.shape, array.dtype.name) for array in arrays])
+    values = [np.asarray(array) for array in arrays]
+    # An array over the SoA itself could be changed by the first write before it is read.
+    root = soa.buffer.root
+    values = [value.copy() if np.may_share_memory(value, root) else value for value in values]
+    for view, value in zip(found, values, strict=True):
+        if isinstance(view, Scattered):
+            for number, part in enumerate(view.parts):
+                part.numpy()[...] = value[:, number]
+        else:
+            view.numpy()[...] = value
+
+
+def _check_array(where: str, array: object, device: str) -> None:
+    if not isinstance(array, jax.Array):
+        raise TypeError(f"{where}: got {type(array).__name__}, expected a jax.Array")
+    if isinstance(array, jax.core.Tracer):
+        raise TypeError(f"{where} is traced: write outside of jit, to what it returned")
+    if any(d.platform != device for d in array.devices()):
+        raise ValueError(
+            f"{where}: got device {array.device}, the SoA is on {device}; move it there first"
+        )

@@ -1,0 +1,247 @@
+"""The few verbs that the conformance suite needs of an adapter.
+
+To run the suite on one of your own, write such a class and name it:
+`pytest tests/test_conformance.py --adapter your_module:YourAdapter`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from soaview import SoA, Spec, Value, View, views
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Something that a framework cannot do: exactly where `when` holds, `error` is raised."""
+
+    reason: str
+    when: Callable[[View], bool]
+    error: type[Exception]
+    match: str
+    copy: tuple[bool | None, ...] = (False,)  # with these values of copy=
+
+
+class NumPyAdapter:
+    """The reference: NumPy over soaview's public views; it runs everywhere."""
+
+    writable = True  # a write into a tensor is a write into the SoA
+    divergences: tuple[Divergence, ...] = ()
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """What must be switched on in the framework meanwhile."""
+        yield
+
+    def tensors(
+        self, soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False
+    ) -> Sequence[Any]:
+        """Under test."""
+        if copy not in (None, False, True):
+            raise TypeError(f"copy must be False, None or True, got {copy!r}")
+        if copy is False:
+            return [view.numpy() for view in views(soa, spec, padded=padded)]
+        found = [self._one(soa, spec.subset(name), padded) for name in spec]
+        return [array.copy() for array in found] if copy else found
+
+    def _one(self, soa: SoA, spec: Spec, padded: bool) -> np.ndarray:
+        try:
+            return views(soa, spec, padded=padded)[0].numpy()
+        except BufferError:
+            ((name, entry),) = spec.items()
+            columns = [Spec({name: column}) for column in entry]
+            return np.stack([self._one(soa, s, padded) for s in columns], axis=1)
+
+    def write(self, soa: SoA, spec: Spec, tensors: Sequence[Any]) -> None:
+        """Under test."""
+        from soaview._soa import targets  # noqa: PLC0415 - the other verbs need only what is public
+
+        given = [(t.shape, t.dtype.name) for t in tensors]
+        for view, tensor in zip(targets(soa, spec, given), tensors, strict=True):
+            if isinstance(view, View):
+                view.numpy()[...] = tensor
+            else:
+                for number, part in enumerate(view.parts):
+                    part.numpy()[...] = tensor[:, number]
+
+    def to_numpy(self, tensor: Any) -> np.ndarray:
+        """Its values now; bfloat16 as ml_dtypes has it."""
+        return tensor
+
+    def from_numpy(self, array: np.ndarray) -> Any:
+        """A tensor of the framework with these values and this dtype."""
+        return array
+
+    def dtype(self, tensor: Any) -> str:
+        """The dtype's name."""
+        return tensor.dtype.name
+
+    def address(self, tensor: Any) -> int:
+        """Of the first element."""
+        return tensor.__array_interface__["data"][0]
+
+    def strides(self, tensor: Any) -> tuple[int, ...] | None:
+        """In elements; None where the framework does not tell."""
+        return tuple(stride // tensor.itemsize for stride in tensor.strides)
+
+
+class TorchAdapter(NumPyAdapter):
+    """soaview_torch."""
+
+    divergences = (
+        Divergence(
+            "torch cannot express read-only, and a write would change or crash the memory",
+            lambda view: view.buffer.readonly,
+            BufferError,
+            "read-only",
+        ),
+    )
+
+    def __init__(self) -> None:
+        import soaview_torch
+        import torch
+
+        self.torch, self.adapter = torch, soaview_torch
+
+    def tensors(self, soa, spec, **options):
+        return self.adapter.tensors(soa, spec, **options)
+
+    def write(self, soa, spec, tensors):
+        self.adapter.write(soa, spec, tensors)
+
+    def to_numpy(self, tensor):
+        if tensor.dtype == self.torch.bfloat16:
+            return tensor.view(self.torch.int16).numpy().view("bfloat16")
+        return tensor.numpy()
+
+    def from_numpy(self, array):
+        array = np.array(array)
+        if array.dtype.name == "bfloat16":
+            return self.torch.from_numpy(array.view("int16")).view(self.torch.bfloat16)
+        return self.torch.from_numpy(array)
+
+    def dtype(self, tensor):
+        return str(tensor.dtype).removeprefix("torch.")
+
+    def address(self, tensor):
+        return tensor.data_ptr()
+
+    def strides(self, tensor):
+        return tuple(tensor.stride())
+
+
+def is_dense(view: View) -> bool:
+    """Whether the elements fill one stretch of memory, found by listing where each one is."""
+    where = np.zeros(view.shape, np.int64)
+    for axis, (count, stride) in enumerate(zip(view.shape, view.strides, strict=True)):
+        steps = np.arange(count) * stride
+        where += steps.reshape([-1 if a == axis else 1 for a in range(len(view.shape))])
+    return not where.size or len(np.unique(where)) == where.size == where.max() + 1
+
+
+class JaxAdapter(NumPyAdapter):
+    """soaview_jax, with 64-bit types switched on."""
+
+    writable = False
+    divergences = (
+        Divergence(
+            "XLA imports dense memory only",
+            lambda view: not is_dense(view),
+            BufferError,
+            "dense|bfloat16",
+        ),
+        Divergence(
+            "XLA imports only what starts on a multiple of 64 bytes",
+            lambda view: bool(0 not in view.shape and view.address % 64),
+            BufferError,
+            "multiple of 64|bfloat16",
+        ),
+        Divergence(
+            "NumPy does not export bfloat16, and what JAX takes instead is row-major",
+            lambda view: (
+                view.dtype == "bfloat16"
+                and 0 not in view.shape
+                and sum(n > 1 for n in view.shape) > 1
+            ),
+            BufferError,
+            "bfloat16|dense",
+        ),
+    )
+    x64 = True
+
+    def __init__(self) -> None:
+        import jax
+        import soaview_jax
+
+        self.jax, self.adapter = jax, soaview_jax
+
+    @contextmanager
+    def settings(self):
+        with self.jax.enable_x64(self.x64):
+            yield
+
+    def tensors(self, soa, spec, **options):
+        return self.adapter.arrays(soa, spec, **options)
+
+    def write(self, soa, spec, tensors):
+        self.adapter.write(soa, spec, tensors)
+
+    def to_numpy(self, tensor):
+        return np.asarray(tensor)
+
+    def from_numpy(self, array):
+        return self.jax.numpy.array(array)
+
+    def dtype(self, tensor):
+        return tensor.dtype.name
+
+    def address(self, tensor):
+        return tensor.unsafe_buffer_pointer()
+
+    def strides(self, tensor):
+        return None  # an array has a layout instead, and `address` and values pin it
+
+
+class Jax32Adapter(JaxAdapter):
+    """soaview_jax with 64-bit types switched off, as JAX comes."""
+
+    x64 = False
+    divergences = (
+        Divergence(
+            "JAX narrows 64-bit types in silence while they are switched off",
+            lambda view: view.dtype in ("int64", "uint64", "float64", "complex128"),
+            TypeError,
+            "jax_enable_x64",
+            copy=(False, None, True),
+        ),
+        *JaxAdapter.divergences,
+    )
+
+
+ADAPTERS = {
+    "numpy": NumPyAdapter,
+    "torch": TorchAdapter,
+    "jax": JaxAdapter,
+    "jax-x64-off": Jax32Adapter,
+}
+
+
+def load(name: str) -> Any:
+    """The adapter of that name, or of `module:Class`. One that cannot be imported is an error."""
+    if name in ADAPTERS:
+        return ADAPTERS[name]()
+    module, _, cls = name.partition(":")
+    return getattr(importlib.import_module(module), cls)()
+
+
+def spec_of(entry: Any) -> Spec:
+    return Spec({"t": list(entry) if isinstance(entry, tuple) else entry})
+
+
+__all__ = ["ADAPTERS", "Divergence", "NumPyAdapter", "Value", "load", "spec_of"]

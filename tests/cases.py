@@ -1,0 +1,246 @@
+"""Named layouts and specs, with the shapes, strides and values that the tests expect.
+
+Nothing here asks soaview for an answer: strides are the formulas of the memory layout written out,
+memory is filled by arithmetic of its own, and `cms_soa.*` are images that C++ classes wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
+import numpy as np
+
+from soaview import Column, Layout, Scalar, SoA, Value
+
+ROWS = (0, 1, 31, 32, 33, 1000)
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """A spec entry over a layout. `strides` takes P, the padded rows of the entry's dtype, and Q,
+    those of the layout's other column dtype, both in elements of the entry's dtype."""
+
+    name: str
+    layout: Layout
+    entry: Any
+    shape: tuple[int, ...]  # of one row
+    strides: Callable[[int, int], tuple[int, ...]]
+    dtype: str
+    has_rows: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+    def geometry(self, rows: int, padded: bool = False) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Expected shape and strides in elements."""
+        own = padded_rows(self.dtype, rows)
+        (other,) = {
+            f.dtype for f in self.layout.fields if f.per_row and f.dtype != self.dtype
+        } or {self.dtype}
+        scaled = padded_bytes(other, rows) // np.dtype(self.dtype).itemsize
+        lead = ((own if padded else rows),) if self.has_rows else ()
+        return (*lead, *self.shape), self.strides(own, scaled)
+
+
+def padded_bytes(dtype: str, rows: int, alignment: int = 128) -> int:
+    return -(-rows * np.dtype(dtype).itemsize // alignment) * alignment
+
+
+def padded_rows(dtype: str, rows: int) -> int:
+    return padded_bytes(dtype, rows) // np.dtype(dtype).itemsize
+
+
+def layout_of(dtype: str, other: str) -> Layout:
+    """Every kind of field, in one dtype with another one in between."""
+    return Layout(
+        [
+            Column("x", dtype),
+            Column("y", dtype),
+            Column("z", dtype),
+            Scalar("n", dtype),
+            Column("gap", other),
+            Column("u", dtype, (3,)),
+            Column("v", dtype, (3,)),
+            Column("m", dtype, (2, 3)),
+            Column("k", dtype, (2, 3), order="C"),
+            Scalar("s", dtype),
+            Scalar("t", dtype),
+        ]
+    )
+
+
+def entries(dtype: str, other: str) -> list[Case]:
+    layout, one = layout_of(dtype, other), 128 // np.dtype(dtype).itemsize
+
+    def case(name: str, entry: Any, shape: Any, strides: Any, has_rows: bool = True) -> Case:
+        return Case(f"{dtype}-{name}", layout, entry, shape, strides, dtype, has_rows)
+
+    return [
+        case("column", "x", (), lambda P, Q: (1,)),
+        case("last-column", "z", (), lambda P, Q: (1,)),
+        case("columns", ["x", "y", "z"], (3,), lambda P, Q: (1, P)),
+        case("two-of-three", ["y", "z"], (2,), lambda P, Q: (1, P)),
+        case("every-second-column", ["x", "z"], (2,), lambda P, Q: (1, 2 * P)),
+        case("one-in-a-list", ["y"], (1,), lambda P, Q: (1, P)),
+        case("vector", "u", (3,), lambda P, Q: (1, P)),
+        case("vectors", ["u", "v"], (2, 3), lambda P, Q: (1, 3 * P, P)),
+        case("matrix", "m", (2, 3), lambda P, Q: (1, P, 2 * P)),
+        case("matrix-order-c", "k", (2, 3), lambda P, Q: (1, 3 * P, P)),
+        case("matrix-in-a-list", ["m"], (1, 2, 3), lambda P, Q: (1, 6 * P, P, 2 * P)),
+        case("scalar", "n", (), lambda P, Q: (0,)),
+        case("scalar-in-a-list", ["n"], (1,), lambda P, Q: (0, 1)),
+        case("scalars", ["s", "t"], (2,), lambda P, Q: (0, one)),
+        case("scalars-apart", ["n", "s"], (2,), lambda P, Q: (0, one + Q + 18 * P)),
+        case("value", Value("n"), (), lambda P, Q: (), has_rows=False),
+    ]
+
+
+DTYPES = {
+    "bool": "float32",
+    "int8": "float64",
+    "int16": "float32",
+    "int32": "float64",
+    "int64": "float32",
+    "uint8": "float64",
+    "uint16": "float32",
+    "uint32": "int8",
+    "uint64": "float32",
+    "float16": "int64",
+    "bfloat16": "int64",
+    "float32": "float64",
+    "float64": "float32",
+    "complex64": "float32",
+    "complex128": "float32",
+}
+
+CASES = [
+    case
+    for dtype, other in DTYPES.items()
+    for case in entries(dtype, other)
+    # Every kind of entry in the common dtypes; in the others, one of each number of axes.
+    if dtype in ("float32", "float64", "bfloat16")
+    or case.name.split("-", 1)[1] in ("column", "columns", "matrix", "scalar", "value")
+]
+
+# Entries that no single strided view covers, and a word of why.
+SCATTERED = {
+    ("z", "y", "x"): "reversed order",
+    ("x", "z", "y"): "uneven distance",
+    ("x", "x"): "repeated",
+    ("x", "y", "x"): "repeated",
+    ("v", "u"): "reversed order",
+    ("x", "n"): "columns and scalars",
+    ("m", "k"): "matrices of order",
+}
+
+
+def value(dtype: str, field: int, row: Any, component: Any) -> Any:
+    """What stands in memory, from the numbers of field, row and component."""
+    numbers = (field * 7 + np.asarray(row) * 3 + np.asarray(component) * 5) % 97
+    return (numbers & 1 if dtype == "bool" else numbers).astype(np.dtype(dtype))
+
+
+def filled(layout: Layout, rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The bytes of an SoA, filled by plain arithmetic, and what each field must read as.
+
+    Padding holds 0xEE. The memory starts on a multiple of 128.
+    """
+    total = sum(
+        f.components * padded_bytes(f.dtype, rows) if f.per_row else 128 for f in layout.fields
+    )
+    raw = np.full(total + 128, 0xEE, np.uint8)
+    memory = raw[-raw.__array_interface__["data"][0] % 128 :][:total]
+    expected, offset = {}, 0
+    for number, f in enumerate(layout.fields):
+        pitch = padded_bytes(f.dtype, rows if f.per_row else 1)
+        parts = []
+        for component in range(f.components):
+            part = value(f.dtype, number, np.arange(rows if f.per_row else 1), component)
+            memory[offset : offset + part.nbytes] = part.view(np.uint8)
+            parts.append(part)
+            offset += pitch
+        if f.per_row:
+            table = np.stack(parts, axis=1)
+            expected[f.name] = np.empty((rows, *f.shape), np.dtype(f.dtype))
+            for row, components in enumerate(table):
+                expected[f.name][row] = components.reshape(f.shape, order=f.order)
+        else:
+            expected[f.name] = parts[0][0]
+    return memory, expected
+
+
+def read(entry: Any, expected: dict[str, np.ndarray], rows: int) -> np.ndarray:
+    """What the tensor of an entry must hold."""
+    if isinstance(entry, Value):
+        return expected[entry.name]
+    if isinstance(entry, str):
+        field = expected[entry]
+        return field if field.ndim else np.broadcast_to(field, (rows,))
+    return np.stack([read(name, expected, rows) for name in entry], axis=1)
+
+
+def wrapped(layout: Layout, rows: int) -> tuple[SoA, dict[str, np.ndarray]]:
+    memory, expected = filled(layout, rows)
+    return layout.wrap(memory, rows), expected
+
+
+@dataclass(frozen=True)
+class Image:
+    """A memory image written by the CMS experiment's C++ classes."""
+
+    name: str
+    layout: Layout
+    rows: int
+    nbytes: int
+    offsets: dict[str, dict[str, int]]
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.rows}"
+
+    def memory(self) -> np.ndarray:
+        """The image's bytes, on an address that every adapter takes."""
+        with np.load(HERE / "cms_soa.npz") as images:
+            image = images[f"{self.name}/{self.rows}"]
+        raw = np.empty(len(image) + 128, np.uint8)
+        memory = raw[-raw.__array_interface__["data"][0] % 128 :][: len(image)]
+        memory[:] = image
+        return memory
+
+    def expected(self, number: int) -> np.ndarray:
+        """Field number `number`, by the formula that the C++ program filled it with."""
+        f = self.layout.fields[number]
+        dtype = np.dtype(f.dtype)
+        if not f.per_row:
+            numbers = np.asarray((number * 7 + 5) % 97)
+        else:
+            r, c = (*f.shape, 1, 1)[:2]
+            i, j, k = np.ogrid[: self.rows, :r, :c]
+            numbers = ((number * 7 + i * 3 + j * 5 + k * 11) % 97).reshape(self.rows, *f.shape)
+        return (numbers & 1 if dtype == bool else numbers).astype(dtype)
+
+
+def _images() -> list[Image]:
+    images = []
+    for described in json.loads((HERE / "cms_soa.json").read_text()):
+        fields = [
+            Scalar(f["name"], f["dtype"])
+            if f["kind"] == "scalar"
+            else Column(f["name"], f["dtype"], tuple(f.get("shape", ())))
+            for f in described["fields"]
+        ]
+        layout = Layout(fields, alignment=described["alignment"])
+        images += [
+            Image(described["name"], layout, c["rows"], c["nbytes"], c["offsets"])
+            for c in described["cases"]
+        ]
+    return images
+
+
+IMAGES = _images()

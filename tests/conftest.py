@@ -1,0 +1,77 @@
+"""Which adapters are under test, and what the tests share."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import adapters
+import pytest
+
+import soaview
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--adapter",
+        action="append",
+        help="numpy, torch, jax, jax-x64-off or module:Class; may be repeated (default: the first "
+        "four). One that cannot be imported is an error, and its framework's own tests run only "
+        "when it is named.",
+    )
+    parser.addoption("--data", help="folder with the ROOT files; runs the tests that read them")
+
+
+def chosen(config):
+    return config.getoption("--adapter") or list(adapters.ADAPTERS)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out the tests of a framework that was not asked for."""
+    names = chosen(config)
+    needs = {
+        "test_torch.py": "torch" in names,
+        "test_jax.py": "jax" in names,
+        "test_frameworks.py": {"torch", "jax"} <= set(names),
+        "test_real_data.py": config.getoption("--data") is not None,
+    }
+    return True if not needs.get(collection_path.name, True) else None
+
+
+def pytest_generate_tests(metafunc):
+    if "adapter" in metafunc.fixturenames:
+        metafunc.parametrize("adapter", chosen(metafunc.config), indirect=True)
+
+
+load = functools.cache(adapters.load)
+
+
+@pytest.fixture
+def adapter(request):
+    found = load(request.param)
+    with found.settings():
+        yield found
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """Run Python in a fresh process that imports what this one does; give its output."""
+    root = str(Path(soaview.__file__).parents[1])
+
+    def run(*arguments, check=True, timeout=300, **environment):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "PYTHONPATH": root, "PYTHONFAULTHANDLER": "1", **environment},
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
