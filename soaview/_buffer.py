@@ -78,7 +78,7 @@ def check_bounds(views: Iterable[Geometry], nbytes: int) -> None:
         for stride in strides:  # zip would take half of the time
             count = shape[axis]
             axis += 1  # noqa: SIM113 - so would enumerate
-            if count > 1 and stride > 0:
+            if count > 1 and stride > 0 and type(stride) is int:
                 last += (count - 1) * stride
             elif not (
                 type(count) is int
@@ -88,8 +88,8 @@ def check_bounds(views: Iterable[Geometry], nbytes: int) -> None:
             ):
                 break
         else:
-            # A number above that is no plain int has made `last` one of its own kind.
-            if type(last) is int and offset >= 0 and len(shape) == axis:
+            # A count that is no plain int has made `last` one of its own kind.
+            if type(last) is type(offset) is int and offset >= 0 and len(shape) == axis:
                 if 0 not in shape:
                     if (last + 1) * itemsize <= nbytes:
                         continue
@@ -185,14 +185,17 @@ class Buffer:
         Only for consumers that never write (JAX's immutable arrays) and as the source of copies.
         """
         if self._unguarded is None:
-            self._unguarded = np.asarray(_Unguarded(self.root)) if self.readonly else self.root
+            self._unguarded = np.asarray(_Held(self.root)) if self.readonly else self.root
         return self._unguarded
 
 
-class _Unguarded:
-    def __init__(self, root: NDArray[np.uint8]) -> None:
-        self.root = root
-        interface = {"data": (_address(root), False), "shape": root.shape, "typestr": "|u1"}
+class _Held:
+    """Writable memory as NumPy takes it, let go before `owner` is."""
+
+    def __init__(self, memory: NDArray[np.uint8], owner: object = None) -> None:
+        self.memory = memory
+        self.owner = owner
+        interface = {"data": (_address(memory), False), "shape": memory.shape, "typestr": "|u1"}
         self.__array_interface__ = {**interface, "version": 3}
 
 
@@ -229,10 +232,11 @@ def _host_memory(owner: Any) -> NDArray[Any]:
         return _from_dlpack(owner)
     if getattr(owner, "__cuda_array_interface__", None) is not None:
         raise _elsewhere(owner, "cuda")
-    # multiprocessing's SharedMemory keeps its bytes in `buf`, and closes them when collected.
-    source = getattr(owner, "buf", owner)
+    if isinstance(getattr(owner, "buf", None), memoryview):
+        # multiprocessing's SharedMemory, which closes its memory when it is collected.
+        return np.asarray(_Held(np.frombuffer(owner.buf, np.uint8), owner))
     try:
-        memory = memoryview(source)
+        memory = memoryview(owner)
     except TypeError:
         raise TypeError(
             f"cannot wrap {type(owner).__name__}: it offers neither the buffer protocol nor "
@@ -246,7 +250,7 @@ def _host_memory(owner: Any) -> NDArray[Any]:
     if "O" in memory.format:
         raise TypeError("the buffer holds Python objects, not plain memory")
     # np.frombuffer, unlike np.ndarray(buffer=...), holds the export.
-    return np.frombuffer(source, np.uint8)
+    return np.frombuffer(owner, np.uint8)
 
 
 def _from_dlpack(owner: Any) -> NDArray[Any]:

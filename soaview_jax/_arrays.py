@@ -173,7 +173,8 @@ def _alias(name: str, host: NDArray[Any], address: int) -> jax.Array:
     if host.dtype.kind == "V":  # bfloat16, which NumPy cannot export
         array: jax.Array = jax.device_put(host, _host())
     else:
-        array = jax.dlpack.from_dlpack(host, copy=False)
+        # Where there is nothing to copy, the address need not be aligned.
+        array = jax.dlpack.from_dlpack(host, copy=False if host.size else None)
     if array.dtype != host.dtype or (host.size and array.unsafe_buffer_pointer() != address):
         raise BufferError(
             f"tensor {name!r}: JAX {jax.__version__} copied or converted it in silence; "

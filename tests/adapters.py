@@ -43,9 +43,9 @@ class NumPyAdapter:
         self, soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False
     ) -> Sequence[Any]:
         """Under test."""
-        if copy not in (None, False, True):
+        if not (copy is None or isinstance(copy, bool)):
             raise TypeError(f"copy must be False, None or True, got {copy!r}")
-        if copy is False:
+        if copy is False or not isinstance(spec, Spec):
             return [view.numpy() for view in views(soa, spec, padded=padded)]
         found = [self._one(soa, spec.subset(name), padded) for name in spec]
         return [array.copy() for array in found] if copy else found
@@ -62,6 +62,7 @@ class NumPyAdapter:
         """Under test."""
         from soaview._soa import targets  # noqa: PLC0415 - the other verbs need only what is public
 
+        tensors = [np.array(tensor) for tensor in tensors]
         given = [(t.shape, t.dtype.name) for t in tensors]
         for view, tensor in zip(targets(soa, spec, given), tensors, strict=True):
             if isinstance(view, View):
@@ -193,7 +194,8 @@ class JaxAdapter(NumPyAdapter):
         self.adapter.write(soa, spec, tensors)
 
     def to_numpy(self, tensor):
-        return np.asarray(tensor)
+        # Through a copy, because an array keeps the NumPy value that it once gave.
+        return np.asarray(self.jax.numpy.array(tensor))
 
     def from_numpy(self, array):
         return self.jax.numpy.array(array)

@@ -1,0 +1,292 @@
+"""The command line: `python -m soaview demo` and `python -m soaview describe`.
+
+The one file that stands above the adapters: it imports whichever frameworks are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import Column, Layout, Scalar, SoA, Spec, Value, views
+from ._spec import no_such
+
+MAX_LAYOUT_BYTES = 1 << 20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m soaview", description="Tensors over an SoA.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("describe", help="print the memory map of a layout")
+    show.add_argument("layout", type=Path, help="a JSON file, as Layout.to_dict gives")
+    show.add_argument("--rows", type=int, required=True)
+    run = commands.add_parser("demo", help="tensors of both frameworks over one buffer")
+    run.add_argument("--rows", type=int, default=100_000, help="of the made-up events")
+    run.add_argument("--root", type=Path, help="read the columns from this ROOT file instead")
+    run.add_argument("--tree", help="the tree in it")
+    run.add_argument("--columns", nargs="+", help="its branches, numbers or lists of numbers")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "describe":
+            print(read_layout(options.layout).describe(options.rows))
+        elif options.root is None:
+            demo(*made_up_events(options.rows))
+        else:
+            if not (options.tree and options.columns):
+                raise ValueError("--root needs --tree NAME and --columns A B ...")
+            demo(*root_columns(options.root, options.tree, options.columns))
+    except (OSError, ImportError, KeyError, TypeError, ValueError, MemoryError) as error:
+        parser.exit(2, f"{parser.prog}: {error.args[0] if len(error.args) == 1 else error}\n")
+    return 0
+
+
+def read_layout(path: Path) -> Layout:
+    """The layout in a JSON file."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError(f"{path}: a key stands twice in {[key for key, _ in pairs]}")
+        return found
+
+    if path.stat().st_size > MAX_LAYOUT_BYTES:
+        raise ValueError(f"{path}: more than {MAX_LAYOUT_BYTES} bytes are no layout")
+    try:
+        return Layout.from_dict(json.loads(path.read_text("utf-8"), object_pairs_hook=once))
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
+
+
+def made_up_events(rows: int) -> tuple[SoA, Spec]:
+    """Tracks as a reconstruction would leave them, and a model's inputs from them."""
+    layout = Layout(
+        [
+            Column("pt", "float32"),
+            Column("eta", "float32"),
+            Column("phi", "float32"),
+            Column("charge", "int8"),
+            Column("state", "float32", (5,)),
+            Column("covariance", "float32", (5, 5)),
+            Scalar("n_tracks", "int32"),
+            Scalar("field", "float32"),
+        ]
+    )
+    soa = layout.allocate(rows)
+    random = np.random.default_rng(1)
+    soa["pt"][:] = random.exponential(10, rows)
+    soa["eta"][:] = random.uniform(-2.5, 2.5, rows)
+    soa["phi"][:] = random.uniform(-np.pi, np.pi, rows)
+    soa["charge"][:] = random.choice([-1, 1], rows)
+    soa["state"][:] = random.normal(size=(rows, 5))
+    soa["covariance"][:] = np.eye(5) * 0.1
+    soa[Value("n_tracks")][...] = rows
+    soa[Value("field")][...] = 3.8
+    spec = Spec(
+        features=["pt", "eta", "phi"], state="state", cov="covariance", field=Value("field")
+    )
+    return soa, spec
+
+
+def root_columns(path: Path, tree: str, columns: list[str]) -> tuple[SoA, Spec]:
+    """Branches of a ROOT tree, read straight into the columns of an SoA."""
+    try:
+        uproot = importlib.import_module("uproot")
+    except ImportError:
+        raise ImportError('uproot is not installed: pip install "soaview[root]"') from None
+    with uproot.open(path) as file:
+        source = file[tree]
+        if missing := [name for name in columns if name not in set(source.keys())]:
+            raise KeyError(no_such("branch", missing[0], source.keys()))
+        branches = {name: source[name] for name in columns}
+        flat = {name: isinstance(b.interpretation, uproot.AsDtype) for name, b in branches.items()}
+        values = {name: _flattened(branches[name]) for name in columns if not flat[name]}
+        counts = {
+            name: branches[name].num_entries if flat[name] else len(values[name])
+            for name in columns
+        }
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"the columns differ in length: {counts}")
+        dtypes = {
+            name: branches[name].interpretation.to_dtype if flat[name] else values[name].dtype
+            for name in columns
+        }
+        fields = [Column(name, dtypes[name].newbyteorder("=")) for name in columns]
+        fields.sort(key=lambda column: column.dtype)  # columns of one dtype become one tensor
+        soa = Layout(fields).allocate(counts[columns[0]])
+        for name in columns:
+            if flat[name]:
+                into = branches[name].interpretation.inplace(soa[name])
+                branches[name].array(into, library="np")
+            else:
+                soa[name][:] = values[name]
+    tensors: dict[str, list[str]] = {}
+    for field in fields:
+        tensors.setdefault(field.dtype, []).append(field.name)
+    return soa, Spec(tensors)
+
+
+def _flattened(branch: Any) -> NDArray[Any]:
+    """All numbers of a branch with a list per entry."""
+    arrays = branch.array(library="np")
+    return np.concatenate(arrays) if len(arrays) else np.empty(0)
+
+
+def demo(soa: SoA, spec: Spec) -> None:
+    """Show the memory, the tensors of both frameworks over it, and what they cost."""
+    print("The memory, one buffer:\n")
+    print(soa.layout.describe(soa.rows))
+    print(f"\nThe tensors, {spec}:")
+    for framework, show in (("torch", show_torch), ("jax", show_jax)):
+        try:
+            importlib.import_module(framework)
+        except ImportError:
+            print(f'\n{framework} is not installed: pip install "soaview[{framework}]"')
+        else:
+            show(soa, spec)
+
+
+def show_torch(soa: SoA, spec: Spec) -> None:
+    """The torch half of the demo."""
+    import torch
+
+    import soaview_torch
+
+    tensors = soaview_torch.tensors(soa, spec)
+    print(f"\ntorch {torch.__version__}")
+    _table(soa, spec, [t.data_ptr() for t in tensors], padded=False)
+    first, target = tensors[0], views(soa, spec)[0].numpy()
+    _prove(
+        "a write through the tensor is seen in the SoA", target, first, lambda: first[:1].fill_(7)
+    )
+    weights = _weights(first.shape[1:].numel())
+    w1, w2 = (torch.from_numpy(w).to(first.dtype) for w in weights)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x.reshape(len(x), len(w1)) @ w1) @ w2
+
+    if first.is_floating_point():
+        with torch.inference_mode():
+            _agree(model(first).numpy(), _model(target, weights))
+    columns = _columns(soa, spec)
+    _cost(
+        "soaview_torch.tensors",
+        lambda: soaview_torch.tensors(soa, spec),
+        "stack columns, torch.from_numpy",
+        lambda: [torch.from_numpy(np.stack(c, 1)) for c in columns],
+        columns,
+    )
+
+
+def show_jax(soa: SoA, spec: Spec) -> None:
+    """The JAX half of the demo."""
+    import jax
+
+    import soaview_jax
+
+    with jax.enable_x64(True):
+        arrays = soaview_jax.arrays(soa, spec, padded=True)
+        print(f"\njax {jax.__version__}, padded rows: dense, hence zero-copy at every row count")
+        _table(soa, spec, [array.unsafe_buffer_pointer() for array in arrays], padded=True)
+        first, target = arrays[0], views(soa, spec)[0].numpy()
+        _prove("a write into the SoA is seen in the array", target, first, lambda: target[:1].fill(8))
+        weights = _weights(int(np.prod(first.shape[1:])))
+
+        @jax.jit
+        def model(x: jax.Array) -> jax.Array:
+            w1, w2 = (jax.numpy.asarray(w, x.dtype) for w in weights)
+            return jax.nn.relu(x.reshape(len(x), len(w1)) @ w1) @ w2
+
+        if jax.numpy.issubdtype(first.dtype, jax.numpy.floating):
+            _agree(np.asarray(model(first))[: soa.rows], _model(target, weights))
+        columns = _columns(soa, spec)
+        _cost(
+            "soaview_jax.arrays",
+            lambda: soaview_jax.arrays(soa, spec, padded=True),
+            "stack columns, jax.numpy.array",
+            lambda: jax.block_until_ready([jax.numpy.array(np.stack(c, 1)) for c in columns]),
+            columns,
+        )
+
+
+def _table(soa: SoA, spec: Spec, addresses: list[int], padded: bool) -> None:
+    base = soa.buffer.address
+    print(f"  the buffer is at {base:#x}")
+    for view, address in zip(views(soa, spec, padded=padded), addresses, strict=True):
+        same = "the SoA's own memory" if address == view.address or 0 in view.shape else "A COPY"
+        print(
+            f"  {view.name:12s} {view.dtype:8s} address {address:#x} shape {view.shape} "
+            f"strides {view.strides}: {same}"
+        )
+
+
+def _prove(claim: str, target: NDArray[Any], tensor: Any, write: Callable[[], object]) -> None:
+    if not target.size:
+        return
+    before = target[:1].copy()
+    write()
+    same = bool((target[:1] != before).any()) and bool(
+        (np.asarray(tensor[:1]) == target[:1]).all()
+    )
+    target[:1] = before
+    print(f"  {claim}: {'yes' if same else 'NO'}")
+
+
+def _weights(inputs: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    random = np.random.default_rng(2)
+    return (
+        random.normal(size=(inputs, 16), scale=0.1).astype(np.float32),
+        random.normal(size=(16, 1), scale=0.1).astype(np.float32),
+    )
+
+
+def _model(x: NDArray[Any], weights: tuple[NDArray[Any], NDArray[Any]]) -> NDArray[Any]:
+    w1, w2 = weights
+    result: NDArray[Any] = np.maximum(x.reshape(len(x), len(w1)).astype(float) @ w1, 0) @ w2
+    return result
+
+
+def _agree(got: NDArray[Any], expected: NDArray[Any]) -> None:
+    scale = max(float(np.abs(expected).max(initial=0)), 1.0)
+    error = float(np.abs(got - expected).max(initial=0)) / scale
+    print(f"  a small model on the first tensor: relative difference to NumPy {error:.1e}")
+
+
+def _columns(soa: SoA, spec: Spec) -> list[list[NDArray[Any]]]:
+    """Each tensor's columns as the separate arrays that somebody would stack."""
+    tables = [soa[entry] for entry in spec.values() if not isinstance(entry, Value)]
+    tables = [table.reshape(len(table), int(np.prod(table.shape[1:]))) for table in tables]
+    return [[*np.ascontiguousarray(table.T)] for table in tables]
+
+
+def _cost(
+    ours: str,
+    view: Callable[[], object],
+    theirs: str,
+    stack: Callable[[], object],
+    columns: list[list[NDArray[Any]]],
+) -> None:
+    times: dict[Callable[[], object], list[float]] = {view: [], stack: []}
+    for _ in range(11):
+        for call, measured in times.items():
+            begin = time.perf_counter()
+            call()
+            measured.append(time.perf_counter() - begin)
+    copied = sum(column.nbytes for table in columns for column in table)
+    for name, call, nbytes in ((ours, view, 0), (theirs, stack, copied)):
+        median = statistics.median(times[call]) * 1e6
+        print(f"  {name:32s} {median:10.1f} us   {nbytes:12,d} bytes copied")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
