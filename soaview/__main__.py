@@ -199,7 +199,9 @@ def show_jax(soa: SoA, spec: Spec) -> None:
         print(f"\njax {jax.__version__}, padded rows: dense, hence zero-copy at every row count")
         _table(soa, spec, [array.unsafe_buffer_pointer() for array in arrays], padded=True)
         first, target = arrays[0], views(soa, spec)[0].numpy()
-        _prove("a write into the SoA is seen in the array", target, first, lambda: target[:1].fill(8))
+        _prove(
+            "a write into the SoA is seen in the array", target, first, lambda: target[:1].fill(8)
+        )
         weights = _weights(int(np.prod(first.shape[1:])))
 
         @jax.jit
@@ -235,9 +237,7 @@ def _prove(claim: str, target: NDArray[Any], tensor: Any, write: Callable[[], ob
         return
     before = target[:1].copy()
     write()
-    same = bool((target[:1] != before).any()) and bool(
-        (np.asarray(tensor[:1]) == target[:1]).all()
-    )
+    same = bool((target[:1] != before).any()) and bool((np.asarray(tensor[:1]) == target[:1]).all())
     target[:1] = before
     print(f"  {claim}: {'yes' if same else 'NO'}")
 

@@ -83,8 +83,7 @@ class SoA:
                 f"an SoA takes a field's name, a list of names, Value(name) or a slice of rows, "
                 f"got {key!r}; row i is soa[i:i+1]"
             )
-        name = key if isinstance(key, str) and key else repr(key)
-        return views(self, Spec({name: key}))[0].numpy()
+        return views(self, Spec({"soa[...]": key}))[0].numpy()
 
     def _slice(self, key: slice) -> SoA:
         if key.step not in (None, 1):
@@ -156,16 +155,22 @@ def _as_array(field: Column | Scalar, value: Any) -> NDArray[Any]:
     given = np.asarray(value)
     if given.dtype.newbyteorder("=") == dtype:
         return given
+    kind = _KINDS.get(field.dtype.rstrip("0123456789"), 0)
     python = isinstance(value, (bool, int, float, complex, list, tuple))
-    if not (python and (not given.size or np.can_cast(given.dtype, dtype, "same_kind"))):
+    if not python or (given.size and _KINDS.get(given.dtype.name.rstrip("0123456789"), 9) > kind):
         raise TypeError(
             f"field {field.name!r}: got dtype {given.dtype}, expected {field.dtype}; nothing is "
             f"converted in silence: pass .astype({field.dtype!r})"
         )
     try:
-        return np.asarray(value, dtype)
-    except OverflowError as error:
-        raise ValueError(f"field {field.name!r}: {error}") from None
+        with np.errstate(over="raise"):
+            return np.asarray(value, dtype)
+    except (OverflowError, FloatingPointError) as error:
+        raise ValueError(f"field {field.name!r}: does not fit {field.dtype}: {error}") from None
+
+
+# What Python's numbers turn into without loss of kind: the same or a later one.
+_KINDS = {"bool": 0, "int": 1, "uint": 1, "bfloat": 2, "float": 2, "complex": 3}
 
 
 def check_copy(copy: object) -> None:

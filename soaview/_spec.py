@@ -477,6 +477,7 @@ def _way_out(layout: Layout, names: tuple[str, ...]) -> str:
 def no_such(what: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not there, with the closest one that is."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, 1) if isinstance(name, str) else []
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names[:20])}"
+    folded = {other.casefold(): other for other in names}
+    close = difflib.get_close_matches(name.casefold(), folded, 1) if isinstance(name, str) else []
+    hint = f"did you mean {folded[close[0]]!r}?" if close else f"there are {', '.join(names[:20])}"
     return f"no {what} {name!r}; {hint}"

@@ -41,9 +41,9 @@ class Case:
     def geometry(self, rows: int, padded: bool = False) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Expected shape and strides in elements."""
         own = padded_rows(self.dtype, rows)
-        (other,) = {
-            f.dtype for f in self.layout.fields if f.per_row and f.dtype != self.dtype
-        } or {self.dtype}
+        (other,) = {f.dtype for f in self.layout.fields if f.per_row and f.dtype != self.dtype} or {
+            self.dtype
+        }
         scaled = padded_bytes(other, rows) // np.dtype(self.dtype).itemsize
         lead = ((own if padded else rows),) if self.has_rows else ()
         return (*lead, *self.shape), self.strides(own, scaled)

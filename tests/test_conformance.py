@@ -242,7 +242,9 @@ def list_of(entry):
 def test_the_empty_spec(adapter):
     """A spec without tensors gives an empty list."""
     for copy in (False, None, True):
-        assert list(adapter.tensors(layout_of("int32", "int8").allocate(5), Spec(), copy=copy)) == []
+        assert (
+            list(adapter.tensors(layout_of("int32", "int8").allocate(5), Spec(), copy=copy)) == []
+        )
 
 
 @pytest.mark.parametrize("entry", SCATTERED, ids=str)

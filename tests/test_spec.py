@@ -1,0 +1,213 @@
+"""Specs, and the refusals of the stride engine."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from collections.abc import Mapping
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soaview import Column, Layout, Scalar, Spec, Value, views
+
+LAYOUT = Layout(
+    [
+        Column("x", "float64"),
+        Column("c", "float32", (2, 2)),
+        Column("y", "float64"),
+        Column("z", "float64"),
+        Scalar("s", "float32"),
+    ]
+)
+
+
+def test_mapping_protocol():
+    """A spec is a mapping from tensor name to entry, in order, and a value."""
+    spec = Spec(features=["x", "y"], cov="c", s=Value("s"))
+    assert isinstance(spec, Mapping)
+    assert list(spec) == ["features", "cov", "s"]
+    assert dict(spec) == {"features": ("x", "y"), "cov": "c", "s": Value("s")}
+    assert len(spec) == 3
+    assert "cov" in spec
+    assert 3 not in spec
+    assert spec["features"] == ("x", "y")
+    assert spec.get("nothing") is None
+    with pytest.raises(KeyError, match="no tensor 'feature'; did you mean 'features'"):
+        spec["feature"]
+    assert spec == Spec({"features": ("x", "y")}, cov="c", s=Value("s"))
+    assert spec != spec.reorder("cov", "features", "s")
+    assert spec != dict(spec)
+    assert Spec(a=["x"]) != Spec(a="x")
+    assert hash(spec) == hash(Spec(dict(spec)))
+    for twin in (copy.copy(spec), copy.deepcopy(spec), pickle.loads(pickle.dumps(spec))):
+        assert twin == spec
+        assert hash(twin) == hash(spec)
+    with pytest.raises(AttributeError):
+        spec.new = 1
+
+
+@pytest.mark.parametrize(
+    "spec", [Spec(), Spec(a=["x", "y"], b="c", v=Value("s")), Spec({"not a name": "x"})]
+)
+def test_repr_is_the_code_that_makes_it(spec):
+    """`repr` can be evaluated."""
+    assert eval(repr(spec)) == spec
+
+
+def test_reorder_and_subset():
+    """`reorder` takes every name once; `subset` takes some."""
+    spec = Spec(a="x", b="y", c="z")
+    for names in permutations("abc"):
+        assert tuple(spec.reorder(*names)) == names
+    assert spec.subset("c", "a") == Spec(c="z", a="x")
+    assert spec.subset() == Spec()
+    with pytest.raises(ValueError, match="reorder lacks 'b'; to leave tensors out, use subset"):
+        spec.reorder("a", "c")
+    with pytest.raises(ValueError, match="'a' stands twice"):
+        spec.reorder("a", "a", "b", "c")
+    with pytest.raises(KeyError, match="no tensor 'd'"):
+        spec.subset("d")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Spec(["x"]), TypeError, "made from a mapping or keywords, got"),
+        (lambda: Spec({1: "x"}), TypeError, "tensor's name must be a string, got 1"),
+        (lambda: Spec({"": "x"}), ValueError, "name must not be empty"),
+        (lambda: Spec(a=[]), ValueError, "tensor 'a': the list of columns is empty"),
+        (lambda: Spec(a=3), TypeError, "tensor 'a': expected a column's name, a list"),
+        (lambda: Spec(a=None), TypeError, "tensor 'a'"),
+        (lambda: Spec(a=["x", 3]), TypeError, "tensor 'a'"),
+        (lambda: Spec(a=[["x"]]), TypeError, "tensor 'a'"),
+        (lambda: Spec(a=[Value("s")]), TypeError, "tensor 'a'"),
+        (lambda: Spec(a={"x"}), TypeError, "tensor 'a'"),
+        (lambda: Spec({"a": "x"}, a="y"), ValueError, "tensors given twice: 'a'"),
+        (lambda: Value(3), TypeError, "Value takes a scalar's name, got 3"),
+    ],
+)
+def test_bad_specs(make, error, message):
+    """An invalid spec cannot exist."""
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            ["x", "y", "z"],
+            "tensor 't': its columns are at an uneven distance ('x' to 'y' 2304, 'y' to 'z' 768 "
+            "bytes at 90 rows); declare the fields in the order ['x', 'y', 'z', 'c', 's'], or let "
+            "copy=None gather them",
+        ),
+        (
+            ["z", "y"],
+            "tensor 't': its columns are in reversed order, and strides must be positive ('z' to "
+            "'y' -768 bytes at 90 rows); list them in memory order, ['y', 'z'], or let copy=None "
+            "gather them",
+        ),
+        (
+            ["y", "z", "y"],
+            "tensor 't': column 'y' is repeated, so that its columns have no common distance; make "
+            "them tensors of their own, or let copy=None gather them",
+        ),
+    ],
+)
+def test_refusals_word_by_word(entry, message):
+    """A refusal names the columns, their distances, and what would make them even."""
+    with pytest.raises(BufferError, match=f"^{re.escape(message)}$"):
+        views(LAYOUT.allocate(90), Spec(t=entry))
+
+
+def test_the_order_that_a_refusal_gives_is_right():
+    """With the fields declared in the order that the message gives, the view exists."""
+    layout = Layout([Column(n, d) for n, d in zip("abcdef", ["f8", "f4", "f8", "i1", "f8", "f8"])])
+    for names in (["a", "c", "f"], ["f", "a", "e"], ["e", "c", "a", "f"]):
+        with pytest.raises(BufferError, match="declare the fields in the order") as raised:
+            views(layout.allocate(50), Spec(t=names))
+        order = eval(re.search(r"order (\[.*?\])", str(raised.value))[1])
+        better = Layout([layout.field(name) for name in order])
+        assert sorted(order) == list("abcdef")
+        [view] = views(better.allocate(50), Spec(t=names))
+        assert view.shape == (50, 3 if len(names) == 3 else 4)
+
+
+def test_evenness_does_not_depend_on_rows():
+    """Columns even at one row count by accident are refused at that one too."""
+    layout = Layout([Column("a", "f8"), Column("i", "f4"), Column("b", "f8"), Column("c", "f8")])
+    for rows in (0, 1, 16, 100):
+        with pytest.raises(BufferError, match="uneven"):
+            views(layout.allocate(rows), Spec(t=["a", "b", "c"]))
+
+
+def test_views_of_something_else():
+    """What is no SoA or no Spec is named, with the way out."""
+    with pytest.raises(TypeError, match="soa must be an SoA, got ndarray; .*layout.wrap"):
+        views(np.zeros(3), Spec())
+    with pytest.raises(TypeError, match=r"spec must be a Spec, got list; write Spec"):
+        views(LAYOUT.allocate(3), ["x"])
+
+
+DTYPES = ["bool", "int16", "float32", "float64", "complex128"]
+
+
+@st.composite
+def layouts_and_entries(draw):
+    """A layout, and a list of columns of one kind from it."""
+    count = draw(st.integers(1, 6))
+    fields = []
+    for i in range(count):
+        dtype = draw(st.sampled_from(DTYPES))
+        shape = draw(st.sampled_from([(), (), (1,), (3,), (2, 2), (1, 3)]))
+        order = draw(st.sampled_from("FC"))
+        if draw(st.booleans()):
+            fields.append(Column(f"f{i}", dtype, shape, order=order))
+        else:
+            fields.append(Scalar(f"f{i}", dtype))
+    layout = Layout(fields, alignment=draw(st.sampled_from([16, 64, 128])))
+    first = draw(st.sampled_from(fields))
+    alike = [f.name for f in fields if (f.dtype, f.shape) == (first.dtype, first.shape)]
+    return layout, draw(st.lists(st.sampled_from(alike), min_size=1, max_size=4))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(layouts_and_entries(), st.integers(0, 70), st.data())
+def test_views_touch_exactly_their_columns(layout_and_entry, rows, data):
+    """A view's elements are, one by one, those of its columns, in the columns' order."""
+    layout, names = layout_and_entry
+    whole = layout.wrap(np.zeros(layout.nbytes(rows) + 64, np.uint8), rows)
+    first = data.draw(st.integers(0, rows))
+    soa = whole[first : data.draw(st.integers(first, rows))]
+
+    def elements(name):
+        """Byte offsets of a field's elements, per row, counted by hand."""
+        f = layout.field(name)
+        start, pitch = layout.offset(name, rows), layout.pitch(name, rows)
+        places = np.arange(f.components).reshape(f.shape, order=f.order) * pitch
+        lines = [
+            start + places + row * f.itemsize * f.per_row
+            for row in range(soa.start, soa.start + soa.rows)
+        ]
+        return np.array(lines, np.int64).reshape(soa.rows, *f.shape)
+
+    wanted = np.stack([elements(name) for name in names], axis=1)
+    try:
+        [view] = views(soa, Spec(t=names))
+    except BufferError:
+        # Then no strides give these elements, or only by accident of this row count.
+        fields = [layout.field(name) for name in names]
+        starts = [layout.offset(name, 10_007) for name in names]
+        steps = set(np.diff(starts).tolist())
+        mixed = len({(f.per_row, f.order if len(f.shape) == 2 else "F") for f in fields}) > 1
+        assert mixed or len(steps) > 1 or min(steps) <= 0
+        return
+    index = np.indices(view.shape).reshape(len(view.shape), wanted.size)
+    strides = np.array(view.strides, np.int64)
+    got = (view.offset + strides @ index) * view.itemsize
+    np.testing.assert_array_equal(got.reshape(view.shape), wanted)
