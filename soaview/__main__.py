@@ -99,47 +99,50 @@ def made_up_events(rows: int) -> tuple[SoA, Spec]:
 
 
 def root_columns(path: Path, tree: str, columns: list[str]) -> tuple[SoA, Spec]:
-    """Branches of a ROOT tree, read straight into the columns of an SoA."""
+    """Branches of a ROOT tree, read straight into the columns of an SoA; lists are flattened."""
     try:
         uproot = importlib.import_module("uproot")
     except ImportError:
         raise ImportError('uproot is not installed: pip install "soaview[root]"') from None
     with uproot.open(path) as file:
-        source = file[tree]
-        if missing := [name for name in columns if name not in set(source.keys())]:
-            raise KeyError(no_such("branch", missing[0], source.keys()))
-        branches = {name: source[name] for name in columns}
-        flat = {name: isinstance(b.interpretation, uproot.AsDtype) for name, b in branches.items()}
-        values = {name: _flattened(branches[name]) for name in columns if not flat[name]}
-        counts = {
-            name: branches[name].num_entries if flat[name] else len(values[name])
-            for name in columns
+        source = _named(file, "tree", tree)
+        branches = {name: _named(source, "branch", name) for name in columns}
+        in_place = {
+            name: branch.interpretation
+            for name, branch in branches.items()
+            if isinstance(getattr(branch, "interpretation", None), uproot.AsDtype)
         }
+        values = {n: _flattened(b) for n, b in branches.items() if n not in in_place}
+        counts = {n: len(values[n]) if n in values else branches[n].num_entries for n in columns}
         if len(set(counts.values())) > 1:
             raise ValueError(f"the columns differ in length: {counts}")
-        dtypes = {
-            name: branches[name].interpretation.to_dtype if flat[name] else values[name].dtype
-            for name in columns
-        }
-        fields = [Column(name, dtypes[name].newbyteorder("=")) for name in columns]
+        dtypes = {n: values[n].dtype if n in values else in_place[n].to_dtype for n in columns}
+        fields = [Column(name, dtype.newbyteorder("=")) for name, dtype in dtypes.items()]
         fields.sort(key=lambda column: column.dtype)  # columns of one dtype become one tensor
         soa = Layout(fields).allocate(counts[columns[0]])
         for name in columns:
-            if flat[name]:
-                into = branches[name].interpretation.inplace(soa[name])
-                branches[name].array(into, library="np")
-            else:
+            if name in values:
                 soa[name][:] = values[name]
+            else:
+                branches[name].array(in_place[name].inplace(soa[name]), library="np")
     tensors: dict[str, list[str]] = {}
     for field in fields:
         tensors.setdefault(field.dtype, []).append(field.name)
     return soa, Spec(tensors)
 
 
+def _named(group: Any, what: str, name: str) -> Any:
+    names = {key.partition(";")[0]: None for key in group.keys()}  # noqa: SIM118 - no mapping
+    if name not in names:
+        raise KeyError(no_such(what, name, names))
+    return group[name]
+
+
 def _flattened(branch: Any) -> NDArray[Any]:
-    """All numbers of a branch with a list per entry."""
-    arrays = branch.array(library="np")
-    return np.concatenate(arrays) if len(arrays) else np.empty(0)
+    """All numbers of a branch, one after another."""
+    awkward = importlib.import_module("awkward")  # uproot needs it
+    numbers: NDArray[Any] = awkward.to_numpy(awkward.flatten(branch.array(), axis=None))
+    return numbers
 
 
 def demo(soa: SoA, spec: Spec) -> None:
@@ -216,7 +219,7 @@ def show_jax(soa: SoA, spec: Spec) -> None:
             "soaview_jax.arrays",
             lambda: soaview_jax.arrays(soa, spec, padded=True),
             "stack columns, jax.numpy.array",
-            lambda: jax.block_until_ready([jax.numpy.array(np.stack(c, 1)) for c in columns]),
+            lambda: [jax.numpy.array(np.stack(c, 1)).block_until_ready() for c in columns],
             columns,
         )
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ._buffer import ITEMSIZE, Buffer, check_rows, exact_int
 from ._soa import SoA, pack
 from ._spec import no_such
 
 MAX_FIELDS = 65_536
+
+
+def _freeze(value: object, **attributes: object) -> None:
+    """Set attributes of a frozen object that is being made."""
+    for name, attribute in attributes.items():
+        object.__setattr__(value, name, attribute)
 
 
 def _check_name(kind: str, name: object) -> None:
@@ -40,7 +47,7 @@ def _check_dtype(name: str, dtype: object) -> str:
     raise ValueError(f"field {name!r}: unknown dtype {dtype!r}; known are {', '.join(ITEMSIZE)}")
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, init=False)
 class Column:
     """A field with one value per row: a number, a vector `(d,)` or a matrix `(r, c)`.
 
@@ -60,27 +67,27 @@ class Column:
 
     name: str
     dtype: str
-    shape: tuple[int, ...] = ()
-    order: str = "F"
+    shape: tuple[int, ...]
+    order: str
 
     per_row: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        _check_name("column", self.name)
-        object.__setattr__(self, "dtype", _check_dtype(self.name, self.dtype))
-        if not isinstance(self.shape, (tuple, list)):
-            raise TypeError(
-                f"field {self.name!r}: shape must be a tuple such as (3,), got {self.shape!r}"
-            )
-        shape = tuple(exact_int(n, f"field {self.name!r}: shape entry") for n in self.shape)
+    def __init__(
+        self, name: str, dtype: DTypeLike, shape: Sequence[int] = (), order: str = "F"
+    ) -> None:
+        _check_name("column", name)
+        _freeze(self, name=name, dtype=_check_dtype(name, dtype))
+        if not isinstance(shape, (tuple, list)):
+            raise TypeError(f"field {name!r}: shape must be a tuple such as (3,), got {shape!r}")
+        shape = tuple(exact_int(n, f"field {name!r}: shape entry") for n in shape)
         if len(shape) > 2 or any(n < 1 for n in shape):
             raise ValueError(
-                f"field {self.name!r}: bad shape {shape!r}; expected (), (d,) or (r, c), "
+                f"field {name!r}: bad shape {shape!r}; expected (), (d,) or (r, c), "
                 f"with at least one component"
             )
-        object.__setattr__(self, "shape", shape)
-        if self.order not in ("F", "C"):
-            raise ValueError(f"field {self.name!r}: order must be 'F' or 'C', got {self.order!r}")
+        if order not in ("F", "C"):
+            raise ValueError(f"field {name!r}: order must be 'F' or 'C', got {order!r}")
+        _freeze(self, shape=shape, order=order)
 
     @property
     def itemsize(self) -> int:
@@ -98,7 +105,7 @@ class Column:
         return f"Column({self.name!r}, {self.dtype!r}{shape}{order})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, init=False)
 class Scalar:
     """A field with one value for the whole SoA.
 
@@ -114,9 +121,9 @@ class Scalar:
     order: ClassVar[str] = "F"
     components: ClassVar[int] = 1
 
-    def __post_init__(self) -> None:
-        _check_name("scalar", self.name)
-        object.__setattr__(self, "dtype", _check_dtype(self.name, self.dtype))
+    def __init__(self, name: str, dtype: DTypeLike) -> None:
+        _check_name("scalar", name)
+        _freeze(self, name=name, dtype=_check_dtype(name, dtype))
 
     @property
     def itemsize(self) -> int:
@@ -127,7 +134,7 @@ class Scalar:
         return f"Scalar({self.name!r}, {self.dtype!r})"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
 class Layout:
     """An immutable list of fields; with a row count, every offset follows from it.
 
@@ -152,18 +159,18 @@ class Layout:
     """
 
     fields: tuple[Column | Scalar, ...]
-    alignment: int = field(default=128, kw_only=True)
+    alignment: int
     # Everything below is derived. An offset is linear in the padded sizes, one per item size in
     # `sizes`: counted in blocks of `alignment` bytes it is (constant, blocks of sizes[0], ...).
-    sizes: tuple[int, ...] = field(init=False)
-    starts: dict[str, tuple[int, ...]] = field(init=False)
-    _total: Callable[[int], int] = field(init=False)
-    _by_name: dict[str, Column | Scalar] = field(init=False)
-    _hash: int = field(init=False)
+    sizes: tuple[int, ...]
+    starts: dict[str, tuple[int, ...]]
+    _total: Callable[[int], int]
+    _by_name: dict[str, Column | Scalar]
+    _hash: int
 
-    def __post_init__(self) -> None:
-        fields = _check_fields(self.fields)
-        alignment = _check_alignment(self.alignment, fields)
+    def __init__(self, fields: Iterable[Column | Scalar], *, alignment: int = 128) -> None:
+        fields = _check_fields(fields)
+        alignment = _check_alignment(alignment, fields)
         sizes = tuple(sorted({f.itemsize for f in fields}))
         starts: dict[str, tuple[int, ...]] = {}
         position = [0] * (1 + len(sizes))
@@ -175,16 +182,14 @@ class Layout:
                 position[0] += 1
         blocks = [1, *(f"-(-rows * {size} // {alignment})" for size in sizes)]
         total = " + ".join(f"{n} * {b}" for n, b in zip(position, blocks, strict=True) if n)
-        for name, value in {
-            "fields": fields,
-            "alignment": alignment,
-            "sizes": sizes,
-            "starts": starts,
-            "_total": eval(f"lambda rows: {alignment} * ({total})"),
-            "_by_name": {f.name: f for f in fields},
-            "_hash": hash((fields, alignment)),
-        }.items():
-            object.__setattr__(self, name, value)
+        _freeze(self, fields=fields, alignment=alignment, sizes=sizes, starts=starts)
+        _freeze(
+            self,
+            # One expression of integers, for an event loop asks for a new row count every time.
+            _total=eval(f"lambda rows: {alignment} * ({total})"),
+            _by_name={f.name: f for f in fields},
+            _hash=hash((fields, alignment)),
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Layout):
@@ -302,7 +307,7 @@ class Layout:
         if len(top["fields"]) > MAX_FIELDS:
             raise ValueError(f"{len(top['fields'])} fields are too many; at most {MAX_FIELDS}")
         fields = [_field_from_dict(number, f) for number, f in enumerate(top["fields"])]
-        return cls(fields, alignment=top.get("alignment", 128))  # type: ignore[arg-type]
+        return cls(fields, alignment=top.get("alignment", 128))
 
     def allocate(self, rows: int) -> SoA:
         """A zeroed SoA of `rows` rows, its columns aligned in memory.

@@ -60,7 +60,7 @@ class NumPyAdapter:
 
     def write(self, soa: SoA, spec: Spec, tensors: Sequence[Any]) -> None:
         """Under test."""
-        from soaview._soa import targets  # noqa: PLC0415 - the other verbs need only what is public
+        from soaview._soa import targets
 
         tensors = [np.array(tensor) for tensor in tensors]
         given = [(t.shape, t.dtype.name) for t in tensors]
@@ -105,8 +105,9 @@ class TorchAdapter(NumPyAdapter):
     )
 
     def __init__(self) -> None:
-        import soaview_torch
         import torch
+
+        import soaview_torch
 
         self.torch, self.adapter = torch, soaview_torch
 
@@ -178,6 +179,7 @@ class JaxAdapter(NumPyAdapter):
 
     def __init__(self) -> None:
         import jax
+
         import soaview_jax
 
         self.jax, self.adapter = jax, soaview_jax

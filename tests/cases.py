@@ -24,8 +24,11 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Case:
-    """A spec entry over a layout. `strides` takes P, the padded rows of the entry's dtype, and Q,
-    those of the layout's other column dtype, both in elements of the entry's dtype."""
+    """A spec entry over a layout.
+
+    `strides` takes p, the padded rows of the entry's dtype, and q, those of the layout's other
+    column dtype, both in elements of the entry's dtype.
+    """
 
     name: str
     layout: Layout
@@ -83,22 +86,22 @@ def entries(dtype: str, other: str) -> list[Case]:
         return Case(f"{dtype}-{name}", layout, entry, shape, strides, dtype, has_rows)
 
     return [
-        case("column", "x", (), lambda P, Q: (1,)),
-        case("last-column", "z", (), lambda P, Q: (1,)),
-        case("columns", ["x", "y", "z"], (3,), lambda P, Q: (1, P)),
-        case("two-of-three", ["y", "z"], (2,), lambda P, Q: (1, P)),
-        case("every-second-column", ["x", "z"], (2,), lambda P, Q: (1, 2 * P)),
-        case("one-in-a-list", ["y"], (1,), lambda P, Q: (1, P)),
-        case("vector", "u", (3,), lambda P, Q: (1, P)),
-        case("vectors", ["u", "v"], (2, 3), lambda P, Q: (1, 3 * P, P)),
-        case("matrix", "m", (2, 3), lambda P, Q: (1, P, 2 * P)),
-        case("matrix-order-c", "k", (2, 3), lambda P, Q: (1, 3 * P, P)),
-        case("matrix-in-a-list", ["m"], (1, 2, 3), lambda P, Q: (1, 6 * P, P, 2 * P)),
-        case("scalar", "n", (), lambda P, Q: (0,)),
-        case("scalar-in-a-list", ["n"], (1,), lambda P, Q: (0, 1)),
-        case("scalars", ["s", "t"], (2,), lambda P, Q: (0, one)),
-        case("scalars-apart", ["n", "s"], (2,), lambda P, Q: (0, one + Q + 18 * P)),
-        case("value", Value("n"), (), lambda P, Q: (), has_rows=False),
+        case("column", "x", (), lambda p, q: (1,)),
+        case("last-column", "z", (), lambda p, q: (1,)),
+        case("columns", ["x", "y", "z"], (3,), lambda p, q: (1, p)),
+        case("two-of-three", ["y", "z"], (2,), lambda p, q: (1, p)),
+        case("every-second-column", ["x", "z"], (2,), lambda p, q: (1, 2 * p)),
+        case("one-in-a-list", ["y"], (1,), lambda p, q: (1, p)),
+        case("vector", "u", (3,), lambda p, q: (1, p)),
+        case("vectors", ["u", "v"], (2, 3), lambda p, q: (1, 3 * p, p)),
+        case("matrix", "m", (2, 3), lambda p, q: (1, p, 2 * p)),
+        case("matrix-order-c", "k", (2, 3), lambda p, q: (1, 3 * p, p)),
+        case("matrix-in-a-list", ["m"], (1, 2, 3), lambda p, q: (1, 6 * p, p, 2 * p)),
+        case("scalar", "n", (), lambda p, q: (0,)),
+        case("scalar-in-a-list", ["n"], (1,), lambda p, q: (0, 1)),
+        case("scalars", ["s", "t"], (2,), lambda p, q: (0, one)),
+        case("scalars-apart", ["n", "s"], (2,), lambda p, q: (0, one + q + 18 * p)),
+        case("value", Value("n"), (), lambda p, q: (), has_rows=False),
     ]
 
 
@@ -223,7 +226,7 @@ class Image:
             r, c = (*f.shape, 1, 1)[:2]
             i, j, k = np.ogrid[: self.rows, :r, :c]
             numbers = ((number * 7 + i * 3 + j * 5 + k * 11) % 97).reshape(self.rows, *f.shape)
-        return (numbers & 1 if dtype == bool else numbers).astype(dtype)
+        return (numbers & 1 if f.dtype == "bool" else numbers).astype(dtype)
 
 
 def _images() -> list[Image]:

@@ -1,0 +1,144 @@
+"""The package as a whole: what it imports, exports, promises in docstrings and README."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import soaview
+
+HERE = Path(__file__).parent
+FRAMEWORKS = ("torch", "jax", "ml_dtypes", "uproot")
+
+USE = """if True:
+    import sys
+    from soaview import *
+    layout = Layout([Column("x", "float32"), Column("y", "float32"), Scalar("n", "int32")])
+    soa = layout.pack({"x": [1.0, 2.0], "y": [3.0, 4.0], "n": 5})
+    layout.wrap(soa.buffer.root, 2), views(soa, Spec(xy=["x", "y"])), soa["x"], repr(soa)
+    Layout.from_dict(layout.to_dict()).describe(3)
+    for wrong in (["y", "x"], "z"):
+        try:
+            views(soa, Spec(t=wrong))
+        except (BufferError, KeyError):
+            pass
+"""
+
+
+def imported(run_python, code):
+    out = run_python("-c", f"{code}\n    print(*sys.modules)").stdout
+    return {name.partition(".")[0] for name in out.split()} & set(FRAMEWORKS)
+
+
+def test_the_core_imports_no_framework(run_python):
+    """Neither import nor use of the core imports a framework."""
+    assert imported(run_python, USE) == set()
+
+
+def test_the_test_of_imports_can_fail(run_python):
+    """The same code with one more import is caught."""
+    assert imported(run_python, USE + "    import ml_dtypes") == {"ml_dtypes"}
+
+
+def test_adapters_do_not_see_each_other():
+    """No adapter names the other one's framework; the core names neither."""
+    root = Path(soaview.__file__).parents[1]
+    for package, others in (
+        ("soaview", ("torch", "jax")),
+        ("soaview_torch", ("jax", "soaview_jax")),
+        ("soaview_jax", ("torch", "soaview_torch")),
+    ):
+        for path in (root / package).glob("*.py"):
+            if path.name != "__main__.py":
+                for line in path.read_text().splitlines():
+                    words = line.split()
+                    if words[:1] in (["import"], ["from"]):
+                        assert words[1].partition(".")[0] not in others, f"{path.name}: {line}"
+
+
+def test_public_names():
+    """The public door is what it is."""
+    assert soaview.__all__ == [
+        "Column", "Layout", "Scalar", "SoA", "Spec", "Value", "View", "views",
+    ]  # fmt: skip
+    assert all(hasattr(soaview, name) for name in soaview.__all__)
+
+
+def test_all_packages_are_typed(request):
+    """The packages ship `py.typed`."""
+    root = Path(soaview.__file__).parents[1]
+    for package in ("soaview", "soaview_torch", "soaview_jax"):
+        assert (root / package / "py.typed").exists()
+
+
+def packages(config):
+    names = config.getoption("--adapter") or ["torch", "jax"]
+    return ["soaview", *(f"soaview_{name}" for name in ("torch", "jax") if name in names)]
+
+
+def test_examples_in_docstrings_run(request):
+    """Every example in a docstring gives the output that stands there; every promise has one."""
+    ran = 0
+    for package in packages(request.config):
+        found = importlib.import_module(package)
+        for module in pkgutil.iter_modules(found.__path__):
+            if module.name != "__main__":
+                module = importlib.import_module(f"{package}.{module.name}")
+                result = doctest.testmod(module)
+                assert result.failed == 0
+                ran += result.attempted
+        for name in found.__all__:
+            doc = getattr(found, name).__doc__
+            assert ">>>" in doc or name in ("SoA", "View"), name
+    assert ran > 20
+
+
+README = (HERE.parent / "README.md").read_text()
+COMMANDS = re.findall(r"```sh\n(.+)\n```", README)
+
+
+def test_the_code_in_the_readme_runs(request):
+    """The README's Python runs from top to bottom, and its asserts hold."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    for block in blocks:
+        needs = {"torch": "soaview_torch" in block, "jax": "soaview_jax" in block}
+        if all(f"soaview_{n}" in packages(request.config) for n, needed in needs.items() if needed):
+            exec(compile(block, "README.md", "exec"), names)
+    assert len(blocks) >= 3
+
+
+def test_the_readme_begins_with_code():
+    """Code stands within ten lines, and the memory layout within fifteen more."""
+    lines = README.splitlines()
+    assert any(line.startswith("```python") for line in lines[:10])
+    code_ends = lines.index("```")
+    assert any("## The memory" in line for line in lines[code_ends : code_ends + 15])
+
+
+def test_the_two_commands_of_the_readme(run_python, request):
+    """Both commands install what they run, in one line; the first one's job runs here."""
+    if len(packages(request.config)) < 3:
+        return
+    first, second = (shlex.split(command) for command in COMMANDS[:2])
+    for command in (first, second):
+        assert "tests/constraints.txt" in command
+        assert command.count("&&") == 2
+    job = first[len(first) - first[::-1].index("&&") + 1 :]
+    assert job == ["-m", "soaview", "demo"]
+    out = run_python(*job).stdout
+    assert out.count("the SoA's own memory") == 8
+    assert "COPY" not in out
+    assert second[-2:] == ["-m", "pytest"]
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md", "pyproject.toml"])
+def test_the_usual_files_are_there(name):
+    """Licence, changelog and build file stand at the top."""
+    assert (HERE.parent / name).stat().st_size > 100
