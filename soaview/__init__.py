@@ -6,6 +6,7 @@ This is the core: it computes layouts and strides and knows NumPy only. `soaview
 
 from ._layout import Column, Layout, Scalar
 from ._soa import SoA
-from ._spec import Spec, Value, View, views
+from ._spec import Spec, Value
+from ._views import View, views
 
 __all__ = ["Column", "Layout", "Scalar", "SoA", "Spec", "Value", "View", "views"]

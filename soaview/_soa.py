@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
 from ._buffer import Buffer, check_rows, exact_int, numpy_dtype
-from ._spec import Entry, Scattered, Spec, Value, View, views, views_or_columns
+from ._spec import Entry, Spec, Value
+from ._views import Scattered, View, views, views_or_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,6 +109,12 @@ class SoA:
         if size < 1:
             raise ValueError(f"the batch size must be positive, got {size}")
         return (self[first : first + size] for first in range(0, self.rows, size))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an SoA is not copied or pickled: it is a view of memory. Send its layout, rows and "
+            "bytes(soa.buffer.root), and wrap them there; or make another with layout.pack"
+        )
 
     def __repr__(self) -> str:
         rows = f"{self.rows} rows"

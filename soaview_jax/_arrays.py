@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from soaview import SoA, Spec, View
 from soaview._buffer import host_array
 from soaview._soa import check_copy, targets
-from soaview._spec import Scattered, views_or_columns
+from soaview._views import Scattered, views_or_columns
 
 _NARROW = {
     "int64": "int32",

@@ -10,7 +10,7 @@ import torch
 from soaview import SoA, Spec, View
 from soaview._buffer import ITEMSIZE, WIDEST, Buffer
 from soaview._soa import check_copy, targets
-from soaview._spec import Scattered, geometry, views_or_columns
+from soaview._views import Scattered, geometry, views_or_columns
 
 _DTYPE = {name: getattr(torch, name) for name in ITEMSIZE}
 _NAME = {dtype: name for name, dtype in _DTYPE.items()}

@@ -36,6 +36,7 @@ def pytest_ignore_collect(collection_path, config):
         "test_torch.py": "torch" in names,
         "test_jax.py": "jax" in names,
         "test_frameworks.py": {"torch", "jax"} <= set(names),
+        "test_readme.py": {"torch", "jax"} <= set(names),
         "test_root.py": {"torch", "jax"} <= set(names),
         "test_real_data.py": config.getoption("--data") is not None,
     }

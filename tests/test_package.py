@@ -5,8 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
-import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -97,45 +95,6 @@ def test_examples_in_docstrings_run(request):
             doc = getattr(found, name).__doc__
             assert ">>>" in doc or name in ("SoA", "View"), name
     assert ran > 20
-
-
-README = (HERE.parent / "README.md").read_text()
-COMMANDS = re.findall(r"```sh\n(.+)\n```", README)
-
-
-def test_the_code_in_the_readme_runs(request):
-    """The README's Python runs from top to bottom, and its asserts hold."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names = {}
-    for block in blocks:
-        needs = {"torch": "soaview_torch" in block, "jax": "soaview_jax" in block}
-        if all(f"soaview_{n}" in packages(request.config) for n, needed in needs.items() if needed):
-            exec(compile(block, "README.md", "exec"), names)
-    assert len(blocks) >= 3
-
-
-def test_the_readme_begins_with_code():
-    """Code stands within ten lines, and the memory layout within fifteen more."""
-    lines = README.splitlines()
-    assert any(line.startswith("```python") for line in lines[:10])
-    code_ends = lines.index("```")
-    assert any("## The memory" in line for line in lines[code_ends : code_ends + 15])
-
-
-def test_the_two_commands_of_the_readme(run_python, request):
-    """Both commands install what they run, in one line; the first one's job runs here."""
-    if len(packages(request.config)) < 3:
-        return
-    first, second = (shlex.split(command) for command in COMMANDS[:2])
-    for command in (first, second):
-        assert "tests/constraints.txt" in command
-        assert command.count("&&") == 2
-    job = first[len(first) - first[::-1].index("&&") + 1 :]
-    assert job == ["-m", "soaview", "demo"]
-    out = run_python(*job).stdout
-    assert out.count("the SoA's own memory") == 8
-    assert "COPY" not in out
-    assert second[-2:] == ["-m", "pytest"]
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md", "pyproject.toml"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -216,13 +219,18 @@ def test_bfloat16_needs_its_dtype(run_python):
     assert out.endswith("bfloat16 [1 2]\n")
 
 
+def test_copies_of_an_soa_are_refused():
+    """An SoA is a view of memory: it is neither copied nor pickled in silence."""
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="not copied or pickled.*wrap them there"):
+            copied(packed()[0])
+
+
 def test_no_cycles():
     """SoAs and views are freed by reference count alone."""
     gc.collect()
     gc.disable()
     try:
-        import weakref
-
         soa = packed()[0]
         gone = weakref.ref(soa)
         soa["pt"], soa[1:3]
@@ -232,8 +240,8 @@ def test_no_cycles():
         gc.enable()
 
 
-@pytest.mark.parametrize("copy", [0, 1, "no", 0.0, np.False_])
-def test_copy_is_one_of_three(copy):
+@pytest.mark.parametrize("value", [0, 1, "no", 0.0, np.False_])
+def test_copy_is_one_of_three(value):
     """`copy` is False, None or True, and nothing that compares equal to them."""
     with pytest.raises(TypeError, match="copy must be False"):
-        check_copy(copy)
+        check_copy(value)

@@ -52,7 +52,13 @@ def test_mapping_protocol():
 
 
 @pytest.mark.parametrize(
-    "spec", [Spec(), Spec(a=["x", "y"], b="c", v=Value("s")), Spec({"not a name": "x"})]
+    "spec",
+    [
+        Spec(),
+        Spec(a=["x", "y"], b="c", v=Value("s")),
+        Spec({"not a name": "x"}),
+        Spec({"class": "x"}),
+    ],
 )
 def test_repr_is_the_code_that_makes_it(spec):
     """`repr` can be evaluated."""

@@ -169,4 +169,4 @@ def test_a_wrong_layout_fails(shift, monkeypatch):
 
 def test_views_is_what_the_suite_stands_on():
     """The reference adapter uses the public `views`."""
-    assert views.__module__ == "soaview._spec"
+    assert views.__module__ == "soaview._views"

@@ -1,0 +1,355 @@
+"""Where a spec's tensors lie over a layout: the stride engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from ._buffer import ITEMSIZE, Buffer, Geometry, check_bounds, host_array
+from ._spec import Entry, Spec, Value
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ._layout import Column, Layout, Scalar
+    from ._soa import SoA
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """One tensor's recipe: where its elements lie in a buffer. `views` makes them.
+
+    Attributes:
+        name: the tensor's name in the spec.
+        dtype: a name such as `"float32"`.
+        itemsize: bytes of an element.
+        shape, strides, offset: in elements; `offset` counts from the buffer's first byte.
+        buffer: the memory.
+
+    It speaks DLPack by handing out NumPy's own view of the memory.
+    """
+
+    name: str
+    dtype: str
+    itemsize: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    buffer: Buffer
+
+    @property
+    def byte_offset(self) -> int:
+        """`offset` in bytes."""
+        return self.offset * self.itemsize
+
+    @property
+    def address(self) -> int:
+        """Of the first element."""
+        return self.buffer.address + self.byte_offset
+
+    @property
+    def device(self) -> str:
+        """Where the memory is."""
+        return self.buffer.device
+
+    def numpy(self) -> NDArray[Any]:
+        """The NumPy view. It is read-only where the memory is, and where rows share one value."""
+        array = host_array(self.buffer.root, self.dtype, self.shape, self.strides, self.offset)
+        if self.strides[:1] == (0,):
+            array.flags.writeable = False
+        return array
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.numpy().__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.buffer.root.__dlpack_device__()
+
+    def __repr__(self) -> str:
+        return (
+            f"View({self.name!r}, {self.dtype}, shape={self.shape}, strides={self.strides}, "
+            f"offset={self.offset}, device={self.device!r})"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scattered:
+    """A tensor that no single strided view covers: one view per column, to be stacked on axis 1."""
+
+    name: str
+    dtype: str
+    columns: tuple[str, ...]
+    parts: tuple[View, ...]
+    soa: SoA
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor that the parts make."""
+        rows, *element = self.parts[0].shape
+        return (rows, len(self.parts), *element)
+
+    def why(self) -> str:
+        """Why it cannot be viewed without a copy, and the ways out."""
+        return f"{_why(self.soa, self.columns)}; {_way_out(self.soa.layout, self.columns)}"
+
+
+def views(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View]:
+    """The recipes of `spec`'s tensors over `soa`, in spec order. Nothing is copied.
+
+    Args:
+        soa: the memory.
+        spec: the tensors.
+        padded: take the padded rows (pitch / itemsize) instead of the valid ones.
+
+    Raises:
+        KeyError: no such column.
+        ValueError: columns of one tensor differ in dtype or shape.
+        BufferError: no single strided view covers a tensor's columns.
+
+    >>> from soaview import Column, Layout
+    >>> soa = Layout([Column("pt", "float32"), Column("eta", "float32")]).allocate(33)
+    >>> views(soa, Spec(features=["pt", "eta"]))
+    [View('features', float32, shape=(33, 2), strides=(1, 64), offset=0, device='cpu')]
+    """
+    return [View(*g, soa.buffer) for g in geometry(soa, spec, padded)]
+
+
+def geometry(soa: SoA, spec: Spec, padded: bool) -> list[Geometry]:
+    """As `views`: the numbers alone, past the gate."""
+    plan = _plan(soa, spec, padded)
+    if plan.scattered:
+        scattered = _scatter(soa, plan.scattered[0][1], padded)
+        raise BufferError(f"tensor {scattered.name!r}: {scattered.why()}")
+    found = plan.geometry(soa.capacity, soa.start, soa.rows)
+    check_bounds(found, soa.buffer.nbytes)
+    return found
+
+
+def views_or_columns(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View | Scattered]:
+    """As `views`, but a tensor that no single view covers comes as its columns: to be gathered."""
+    plan = _plan(soa, spec, padded)
+    if not plan.scattered:
+        return [*views(soa, spec, padded=padded)]
+    names = {tensor.name for _, tensor in plan.scattered}
+    strided = views(soa, spec.subset(*(n for n in spec if n not in names)), padded=padded)
+    found: list[View | Scattered] = [*strided]
+    for position, tensor in plan.scattered:
+        found.insert(position, _scatter(soa, tensor, padded))
+    return found
+
+
+def _plan(soa: SoA, spec: Spec, padded: bool) -> Plan:
+    if not isinstance(spec, Spec):
+        raise TypeError(f"spec must be a Spec, got {type(spec).__name__}; write Spec({spec!r:.60})")
+    if not hasattr(soa, "capacity"):
+        raise TypeError(
+            f"soa must be an SoA, got {type(soa).__name__}; over memory that holds one, make it "
+            f"with layout.wrap(buffer, rows)"
+        )
+    if padded and soa.rows != soa.capacity:
+        raise ValueError(
+            f"padded=True: rows {soa.start}:{soa.start + soa.rows} are a slice of {soa.capacity}, "
+            f"and what follows them is other rows, not padding; take the whole SoA, and slice "
+            f"what it gives"
+        )
+    return compile_spec(soa.layout, spec, bool(padded))
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A spec entry over a layout, for every row count.
+
+    A form `(constant, coefficient per layout.sizes, ...)` counts elements: coefficients multiply
+    the aligned blocks that one component takes.
+    """
+
+    name: str
+    dtype: str
+    rows: int | None  # stride of the row axis, in elements; None where there is none
+    shape: tuple[int, ...]  # of one row
+    strides: tuple[tuple[int, ...], ...]  # forms, one per entry of `shape`
+    offset: tuple[int, ...]  # a form
+    columns: tuple[str, ...]  # of a tensor without a single view; else empty
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A spec compiled for a layout.
+
+    `geometry(rows, start, *blocks)` gives the views' numbers; `scattered` holds the tensors that
+    have no single view, with their places in the spec.
+    """
+
+    geometry: Callable[..., list[Geometry]]
+    scattered: tuple[tuple[int, Tensor], ...]
+
+
+@lru_cache(maxsize=256)
+def compile_spec(layout: Layout, spec: Spec, padded: bool) -> Plan:
+    """Resolve names, dtypes and distances once; only integers that depend on rows are left."""
+    tensors = [_tensor(layout, name, entry) for name, entry in spec.items()]
+    scattered = tuple((i, t) for i, t in enumerate(tensors) if t.columns)
+    # One expression instead of a loop over forms, for an event loop meets a new row count in
+    # every call, and this is several times faster. Names reach it as `n0`, ...: it is made of
+    # integers alone.
+    blocks = [f"b{size}" for size in layout.sizes]
+    items: list[str] = []
+    known: dict[str, str] = {}
+    for i, t in enumerate(tensors):
+        if not t.columns:
+            known |= {f"n{i}": t.name, f"d{i}": t.dtype}
+            size = ITEMSIZE[t.dtype]
+            rows = f"{layout.alignment // size} * b{size}" if padded else "rows"
+            items.append(f"(n{i}, d{i}, {size}, {_numbers(t, rows, blocks)})")
+    bound = [f"(b{size} := -(-capacity * {size} // {layout.alignment}))" for size in layout.sizes]
+    source = f"lambda capacity, start, rows: ({', '.join(bound)}, [{', '.join(items)}])[-1]"
+    return Plan(eval(source, known), scattered)
+
+
+def _numbers(tensor: Tensor, rows: str, blocks: list[str]) -> str:
+    """Shape, strides and offset as source text over `rows`, `start` and `blocks`."""
+
+    def total(form: tuple[int, ...]) -> str:
+        terms = [f"{n} * {b}" for n, b in zip(form, ("1", *blocks), strict=True) if n]
+        return " + ".join(terms) or "0"
+
+    def as_tuple(items: list[str]) -> str:
+        return f"({', '.join(items)},)" if items else "()"
+
+    shape = [str(n) for n in tensor.shape]
+    strides = [total(form) for form in tensor.strides]
+    offset = total(tensor.offset)
+    if tensor.rows is not None:
+        shape, strides = [rows, *shape], [str(tensor.rows), *strides]
+    if tensor.rows:
+        offset += " + start"
+    return f"{as_tuple(shape)}, {as_tuple(strides)}, {offset}"
+
+
+def _tensor(layout: Layout, name: str, entry: Entry) -> Tensor:
+    if isinstance(entry, Value):
+        column = _field(layout, name, entry.name)
+        if column.per_row:
+            raise ValueError(
+                f"tensor {name!r}: Value takes a Scalar, but {entry.name!r} is a Column; "
+                f"write {entry.name!r}"
+            )
+        return Tensor(name, column.dtype, None, (), (), _start(layout, column), ())
+    columns = [_field(layout, name, c) for c in ((entry,) if isinstance(entry, str) else entry)]
+    first = columns[0]
+    for other in columns[1:]:
+        _check_alike(name, first, other)
+    row = int(first.per_row)
+    shape, strides = first.shape, _inner(layout, first)
+    start = _start(layout, first)
+    if isinstance(entry, str):
+        return Tensor(name, first.dtype, row, shape, strides, start, ())
+    shape = (len(columns), *shape)
+    distance = _distance(layout, columns)
+    if distance is None:
+        return Tensor(name, first.dtype, row, shape, (), (), tuple(entry))
+    return Tensor(name, first.dtype, row, shape, (distance, *strides), start, ())
+
+
+def _field(layout: Layout, tensor: str, name: str) -> Column | Scalar:
+    try:
+        return layout.field(name)
+    except KeyError as error:
+        raise KeyError(f"tensor {tensor!r}: {error.args[0]}") from None
+
+
+def _check_alike(tensor: str, one: Column | Scalar, other: Column | Scalar) -> None:
+    for what, a, b in (("dtype", one.dtype, other.dtype), ("shape", one.shape, other.shape)):
+        if a != b:
+            raise ValueError(
+                f"tensor {tensor!r}: its columns need one {what}, but {one.name!r} has {a} and "
+                f"{other.name!r} has {b}; make two tensors of them"
+            )
+
+
+def _start(layout: Layout, column: Column | Scalar) -> tuple[int, ...]:
+    """The form of a field's first element."""
+    block = layout.alignment // column.itemsize
+    return tuple(block * n for n in layout.starts[column.name])
+
+
+def _pitches(layout: Layout, column: Column | Scalar, count: int) -> tuple[int, ...]:
+    """The form of `count` pitches of a column."""
+    block = layout.alignment // column.itemsize
+    return (0, *(count * block if size == column.itemsize else 0 for size in layout.sizes))
+
+
+def _inner(layout: Layout, column: Column | Scalar) -> tuple[tuple[int, ...], ...]:
+    """Stride forms of the axes within one row."""
+    if len(column.shape) < 2:
+        return tuple(_pitches(layout, column, 1) for _ in column.shape)
+    r, c = column.shape
+    counts = (1, r) if column.order == "F" else (c, 1)
+    return tuple(_pitches(layout, column, count) for count in counts)
+
+
+def _distance(layout: Layout, columns: list[Column | Scalar]) -> tuple[int, ...] | None:
+    """The form of the columns' common distance; None where they have none at every row count."""
+    first = columns[0]
+    if len(columns) == 1:
+        # Nobody takes this step: a scalar's is 1, a column's the room that it takes.
+        one = (1, *(0 for _ in layout.sizes))
+        return _pitches(layout, first, first.components) if first.per_row else one
+    if not _one_step(layout, columns):
+        return None
+    starts = [_start(layout, c) for c in columns]
+    steps = {
+        tuple(b - a for a, b in zip(one, other, strict=True)) for one, other in pairwise(starts)
+    }
+    (step, *others) = steps
+    return None if others or min(step) < 0 or max(step) == 0 else step
+
+
+def _one_step(layout: Layout, columns: list[Column | Scalar]) -> bool:
+    """Whether the columns agree in every stride but their distance."""
+    return len({(c.per_row, _inner(layout, c)) for c in columns}) == 1
+
+
+def _scatter(soa: SoA, tensor: Tensor, padded: bool) -> Scattered:
+    parts = [views(soa, Spec({tensor.name: name}), padded=padded)[0] for name in tensor.columns]
+    return Scattered(tensor.name, tensor.dtype, tensor.columns, tuple(parts), soa)
+
+
+def _why(soa: SoA, names: tuple[str, ...]) -> str:
+    layout = soa.layout
+    columns = [layout.field(name) for name in names]
+    for name in names:
+        if names.count(name) > 1:
+            return f"column {name!r} is repeated, so that its columns have no common distance"
+    if not _one_step(layout, columns):
+        scalars = len({c.per_row for c in columns}) > 1
+        what = "columns and scalars" if scalars else "matrices of order 'F' and 'C'"
+        return f"{what} are mixed, so that one stride cannot lead through them"
+    starts = [layout.offset(name, soa.capacity) for name in names]
+    steps = [
+        f"{a!r} to {b!r} {there - here}"
+        for (a, here), (b, there) in pairwise(zip(names, starts, strict=True))
+    ]
+    order = [f.name for f in layout.fields]
+    positions = [order.index(name) for name in names]
+    if positions == sorted(positions, reverse=True):
+        kind = "its columns are in reversed order, and strides must be positive"
+    else:
+        kind = "its columns are at an uneven distance"
+    return f"{kind} ({', '.join(steps)} bytes at {soa.capacity} rows)"
+
+
+def _way_out(layout: Layout, names: tuple[str, ...]) -> str:
+    copy = "or let copy=None gather them"
+    order = [f.name for f in layout.fields]
+    if len(set(names)) < len(names) or not _one_step(layout, [*map(layout.field, names)]):
+        return f"make them tensors of their own, {copy}"
+    in_memory = sorted(names, key=order.index)
+    if _distance(layout, [layout.field(name) for name in in_memory]) is not None:
+        return f"list them in memory order, {in_memory}, {copy}"
+    at = min(map(order.index, names))
+    rest = [name for name in order[at:] if name not in names]
+    return f"declare the fields in the order {[*order[:at], *names, *rest]}, {copy}"

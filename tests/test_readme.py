@@ -1,0 +1,43 @@
+"""What the README says is run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = re.findall(r"```sh\n(.+)\n```", README)
+
+
+def test_the_code_in_the_readme_runs():
+    """The README's Python runs from top to bottom, and its asserts hold."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(blocks) == 3
+    described = names["layout"].describe(names["rows"]).splitlines()
+    assert "\n".join(f"    {line}".rstrip() for line in described) in README
+
+
+def test_the_readme_begins_with_code():
+    """Code stands within ten lines, and the memory layout within fifteen more."""
+    lines = README.splitlines()
+    assert any(line.startswith("```python") for line in lines[:10])
+    code_ends = lines.index("```")
+    assert any("## The memory" in line for line in lines[code_ends : code_ends + 15])
+
+
+def test_the_two_commands_of_the_readme(run_python):
+    """Both commands install what they run, in one line; the first one's job runs here."""
+    first, second = (shlex.split(command) for command in COMMANDS[:2])
+    for command in (first, second):
+        assert "tests/constraints.txt" in command
+        assert command.count("&&") == 2
+    job = first[len(first) - first[::-1].index("&&") + 1 :]
+    assert job == ["-m", "soaview", "demo"]
+    out = run_python(*job).stdout
+    assert out.count("the SoA's own memory") == 8
+    assert "COPY" not in out
+    assert second[-2:] == ["-m", "pytest"]
