@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class View:
     """One tensor's recipe: where its elements lie in a buffer. `views` makes them.
 
+    They lie inside the buffer, or the view cannot exist.
+
     Attributes:
         name: the tensor's name in the spec.
         dtype: a name such as `"float32"`.
@@ -39,6 +41,11 @@ class View:
     strides: tuple[int, ...]
     offset: int
     buffer: Buffer
+
+    def __post_init__(self) -> None:
+        itemsize = ITEMSIZE[self.dtype]
+        numbers = (self.name, self.dtype, itemsize, self.shape, self.strides, self.offset)
+        check_bounds([numbers], self.buffer.nbytes)
 
     @property
     def byte_offset(self) -> int:
@@ -114,18 +121,22 @@ def views(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View]:
     >>> views(soa, Spec(features=["pt", "eta"]))
     [View('features', float32, shape=(33, 2), strides=(1, 64), offset=0, device='cpu')]
     """
-    return [View(*g, soa.buffer) for g in geometry(soa, spec, padded)]
+    return [View(*numbers, soa.buffer) for numbers in _locate(soa, spec, padded)]
 
 
 def geometry(soa: SoA, spec: Spec, padded: bool) -> list[Geometry]:
     """As `views`: the numbers alone, past the gate."""
+    found = _locate(soa, spec, padded)
+    check_bounds(found, soa.buffer.nbytes)
+    return found
+
+
+def _locate(soa: SoA, spec: Spec, padded: bool) -> list[Geometry]:
     plan = _plan(soa, spec, padded)
     if plan.scattered:
         scattered = _scatter(soa, plan.scattered[0][1], padded)
         raise BufferError(f"tensor {scattered.name!r}: {scattered.why()}")
-    found = plan.geometry(soa.capacity, soa.start, soa.rows)
-    check_bounds(found, soa.buffer.nbytes)
-    return found
+    return plan.geometry(soa.capacity, soa.start, soa.rows)
 
 
 def views_or_columns(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View | Scattered]:

@@ -87,8 +87,8 @@ class NumPyAdapter:
         """Of the first element."""
         return tensor.__array_interface__["data"][0]
 
-    def strides(self, tensor: Any) -> tuple[int, ...] | None:
-        """In elements; None where the framework does not tell."""
+    def strides(self, tensor: Any) -> tuple[int | None, ...]:
+        """In elements; None for an axis of which the framework does not tell."""
         return tuple(stride // tensor.itemsize for stride in tensor.strides)
 
 
@@ -209,7 +209,12 @@ class JaxAdapter(NumPyAdapter):
         return tensor.unsafe_buffer_pointer()
 
     def strides(self, tensor):
-        return None  # an array has a layout instead, and `address` and values pin it
+        """From the order of the axes in memory, which is dense; axes of length 1 have none."""
+        steps, step = {}, 1
+        for axis in reversed(tensor.format.layout.major_to_minor):
+            steps[axis] = step if tensor.shape[axis] > 1 else None
+            step *= tensor.shape[axis]
+        return tuple(steps[axis] for axis in range(tensor.ndim))
 
 
 class Jax32Adapter(JaxAdapter):

@@ -322,3 +322,5 @@ def test_the_gate_stands_before_every_view():
         views(soa, Spec(xy=["x", "y"]))
     with pytest.raises(ValueError, match="do not lie inside"):
         soa["x"]
+    with pytest.raises(ValueError, match="do not lie inside"):
+        View("t", "float32", 1, (NBYTES,), (1,), 0, soa.buffer)

@@ -26,6 +26,14 @@ def storage(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
+def test_the_gate():
+    """No tensor leaves its buffer, were the layout's arithmetic wrong."""
+    soa = LAYOUT.allocate(33)
+    soa.capacity = soa.rows = 330
+    with pytest.raises(ValueError, match="do not lie inside"):
+        tensors(soa, SPEC)
+
+
 def test_one_storage():
     """All tensors of an SoA, its slices and later calls alias one storage."""
     soa = LAYOUT.allocate(100)
