@@ -29,25 +29,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m soaview", description="Tensors over an SoA.")
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("describe", help="print the memory map of a layout")
-    show.add_argument("layout", type=Path, help="a JSON file, as Layout.to_dict gives")
-    show.add_argument("--rows", type=int, required=True)
+    show.add_argument("layout", type=Path, help="a file that json.dump(layout.to_dict()) wrote")
+    show.add_argument("--rows", type=int, required=True, help="the row count of the map")
     run = commands.add_parser("demo", help="tensors of both frameworks over one buffer")
     run.add_argument("--rows", type=int, default=100_000, help="of the made-up events")
     run.add_argument("--root", type=Path, help="read the columns from this ROOT file instead")
     run.add_argument("--tree", help="the tree in it")
-    run.add_argument("--columns", nargs="+", help="its branches, numbers or lists of numbers")
+    run.add_argument(
+        "--columns", nargs="+", help="its branches, separated by spaces; lists are flattened"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.command == "describe":
             print(read_layout(options.layout).describe(options.rows))
-        elif options.root is None:
-            demo(*made_up_events(options.rows))
-        else:
-            if not (options.tree and options.columns):
-                raise ValueError("--root needs --tree NAME and --columns A B ...")
+        elif options.root and options.tree and options.columns:
             demo(*root_columns(options.root, options.tree, options.columns))
+        elif options.root or options.tree or options.columns:
+            raise ValueError("--root FILE, --tree NAME and --columns A B ... go together")
+        else:
+            demo(*made_up_events(options.rows))
     except (OSError, ImportError, KeyError, TypeError, ValueError, MemoryError) as error:
-        parser.exit(2, f"{parser.prog}: {error.args[0] if len(error.args) == 1 else error}\n")
+        said = str(error.args[0] if len(error.args) == 1 else error)
+        parser.exit(2, f"{parser.prog}: {' '.join(said.split())}\n")
     return 0
 
 
@@ -57,15 +60,21 @@ def read_layout(path: Path) -> Layout:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise ValueError(f"{path}: a key stands twice in {[key for key, _ in pairs]}")
+            raise ValueError(f"a key stands twice in {[key for key, _ in pairs]}")
         return found
 
     if path.stat().st_size > MAX_LAYOUT_BYTES:
         raise ValueError(f"{path}: more than {MAX_LAYOUT_BYTES} bytes are no layout")
     try:
-        return Layout.from_dict(json.loads(path.read_text("utf-8"), object_pairs_hook=once))
+        described = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
     except RecursionError:
         raise ValueError(f"{path}: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    try:
+        return Layout.from_dict(described)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no layout: {error}") from None
 
 
 def made_up_events(rows: int) -> tuple[SoA, Spec]:
@@ -104,6 +113,8 @@ def root_columns(path: Path, tree: str, columns: list[str]) -> tuple[SoA, Spec]:
         uproot = importlib.import_module("uproot")
     except ImportError:
         raise ImportError('uproot is not installed: pip install "soaview[root]"') from None
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"a column is named twice: {columns}")
     with uproot.open(path) as file:
         source = _named(file, "tree", tree)
         branches = {name: _named(source, "branch", name) for name in columns}
@@ -183,11 +194,14 @@ def show_torch(soa: SoA, spec: Spec) -> None:
             _agree(model(first).numpy(), _model(target, weights))
     columns = _columns(soa, spec)
     _cost(
-        "soaview_torch.tensors",
-        lambda: soaview_torch.tensors(soa, spec),
-        "stack columns, torch.from_numpy",
-        lambda: [torch.from_numpy(np.stack(c, 1)) for c in columns],
-        columns,
+        soa,
+        lambda tensor: (tensor.data_ptr(), tensor.nbytes),
+        {
+            "soaview_torch.tensors": lambda: soaview_torch.tensors(soa, spec),
+            "stack columns, torch.from_numpy": lambda: [
+                torch.from_numpy(np.stack(c, 1)) for c in columns
+            ],
+        },
     )
 
 
@@ -216,11 +230,14 @@ def show_jax(soa: SoA, spec: Spec) -> None:
             _agree(np.asarray(model(first))[: soa.rows], _model(target, weights))
         columns = _columns(soa, spec)
         _cost(
-            "soaview_jax.arrays",
-            lambda: soaview_jax.arrays(soa, spec, padded=True),
-            "stack columns, jax.numpy.array",
-            lambda: [jax.numpy.array(np.stack(c, 1)).block_until_ready() for c in columns],
-            columns,
+            soa,
+            lambda array: (array.unsafe_buffer_pointer(), array.nbytes),
+            {
+                "soaview_jax.arrays": lambda: soaview_jax.arrays(soa, spec, padded=True),
+                "stack columns, jax.numpy.array": lambda: [
+                    jax.numpy.array(np.stack(c, 1)).block_until_ready() for c in columns
+                ],
+            },
         )
 
 
@@ -228,10 +245,10 @@ def _table(soa: SoA, spec: Spec, addresses: list[int], padded: bool) -> None:
     base = soa.buffer.address
     print(f"  the buffer is at {base:#x}")
     for view, address in zip(views(soa, spec, padded=padded), addresses, strict=True):
-        same = "the SoA's own memory" if address == view.address or 0 in view.shape else "A COPY"
+        same = "the SoA's own memory" if address == view.address else "A COPY"
         print(
             f"  {view.name:12s} {view.dtype:8s} address {address:#x} shape {view.shape} "
-            f"strides {view.strides}: {same}"
+            f"strides {view.strides}: {'empty' if 0 in view.shape else same}"
         )
 
 
@@ -273,22 +290,24 @@ def _columns(soa: SoA, spec: Spec) -> list[list[NDArray[Any]]]:
 
 
 def _cost(
-    ours: str,
-    view: Callable[[], object],
-    theirs: str,
-    stack: Callable[[], object],
-    columns: list[list[NDArray[Any]]],
+    soa: SoA,
+    where: Callable[[Any], tuple[int, int]],
+    ways: dict[str, Callable[[], list[Any]]],
 ) -> None:
-    times: dict[Callable[[], object], list[float]] = {view: [], stack: []}
+    """Time the ways, one after another in every round, and count what lies outside the SoA."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    copied = dict.fromkeys(ways, 0)
+    memory = range(soa.buffer.address, soa.buffer.address + soa.buffer.nbytes)
     for _ in range(11):
-        for call, measured in times.items():
+        for name, way in ways.items():
             begin = time.perf_counter()
-            call()
-            measured.append(time.perf_counter() - begin)
-    copied = sum(column.nbytes for table in columns for column in table)
-    for name, call, nbytes in ((ours, view, 0), (theirs, stack, copied)):
-        median = statistics.median(times[call]) * 1e6
-        print(f"  {name:32s} {median:10.1f} us   {nbytes:12,d} bytes copied")
+            made = way()
+            times[name].append(time.perf_counter() - begin)
+            places = [where(tensor) for tensor in made]
+            copied[name] = sum(n for address, n in places if address not in memory)
+    for name in ways:
+        median = statistics.median(times[name]) * 1e6
+        print(f"  {name:32s} {median:10.1f} us   {copied[name]:12,d} bytes copied")
 
 
 if __name__ == "__main__":

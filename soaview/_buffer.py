@@ -74,8 +74,9 @@ def check_bounds(views: Iterable[Geometry], nbytes: int) -> None:
     number beyond int64 even where no element is touched.
     """
     for name, _, itemsize, shape, strides, offset in views:
+        fits = type(offset) is int and offset >= 0 and len(shape) == len(strides)
         last, axis = offset, 0
-        for stride in strides:  # zip would take half of the time
+        for stride in strides if fits else ():  # zip would take half of the time
             count = shape[axis]
             axis += 1  # noqa: SIM113 - so would enumerate
             if count > 1 and stride > 0 and type(stride) is int:
@@ -86,19 +87,18 @@ def check_bounds(views: Iterable[Geometry], nbytes: int) -> None:
                 and 0 <= count <= INT64_MAX
                 and 0 <= stride <= INT64_MAX
             ):
+                fits = False
                 break
-        else:
+        if fits and 0 in shape:
+            fits = offset * itemsize <= nbytes and max(*shape, *strides) <= INT64_MAX
+        elif fits:
             # A count that is no plain int has made `last` one of its own kind.
-            if type(last) is type(offset) is int and offset >= 0 and len(shape) == axis:
-                if 0 not in shape:
-                    if (last + 1) * itemsize <= nbytes:
-                        continue
-                elif offset * itemsize <= nbytes and max(*shape, *strides) <= INT64_MAX:
-                    continue
-        raise ValueError(
-            f"tensor {name!r}: shape {shape!r}, strides {strides!r} at offset {offset!r} "
-            f"(elements of {itemsize} bytes) do not lie inside the buffer's {nbytes!r} bytes"
-        )
+            fits = type(last) is int and (last + 1) * itemsize <= nbytes
+        if not fits:
+            raise ValueError(
+                f"tensor {name!r}: shape {shape!r}, strides {strides!r} at offset {offset!r} "
+                f"(elements of {itemsize} bytes) do not lie inside the buffer's {nbytes!r} bytes"
+            )
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
@@ -154,7 +154,7 @@ class Buffer:
             if root.size < nbytes:
                 raise ValueError(
                     f"the buffer is too small: got {root.size} bytes, needed {nbytes} "
-                    f"({nbytes - root.size} more)"
+                    f"({nbytes - root.size} more); every component is padded to the alignment"
                 )
             root = root[:nbytes]
         # NumPy's flag is ten times cheaper than asking it for the address.
@@ -208,7 +208,7 @@ def _misaligned(root: NDArray[np.uint8], align: int) -> BufferError:
     return BufferError(
         f"the buffer is misaligned: it starts at address {address:#x}, {address % align} bytes "
         f"past a multiple of {align}, which the layout's largest item needs; start it on such an "
-        f"address, or copy it into layout.allocate(rows)"
+        f"address, or copy it into layout.allocate(rows).buffer.root"
     )
 
 
@@ -240,7 +240,7 @@ def _host_memory(owner: Any) -> NDArray[Any]:
     except TypeError:
         raise TypeError(
             f"cannot wrap {type(owner).__name__}: it offers neither the buffer protocol nor "
-            f"DLPack; pass an array, bytes, a memoryview, an mmap or shared memory"
+            f"DLPack; pass an array (numpy.memmap for a file), bytes, an mmap or shared memory"
         ) from None
     if not memory.c_contiguous:
         raise BufferError(
@@ -254,7 +254,10 @@ def _host_memory(owner: Any) -> NDArray[Any]:
 
 
 def _from_dlpack(owner: Any) -> NDArray[Any]:
-    kind, index = owner.__dlpack_device__()
+    try:
+        kind, index = owner.__dlpack_device__()
+    except (BufferError, RuntimeError, ValueError) as error:
+        raise BufferError(f"{type(owner).__name__} has no memory to wrap ({error})") from error
     if int(kind) not in _HOST:
         raise _elsewhere(owner, f"{_DEVICES.get(int(kind), f'DLPack device {int(kind)}')}:{index}")
     try:

@@ -253,6 +253,8 @@ class Layout:
     def describe(self, rows: int) -> str:
         """The memory map at `rows` rows, as a table; offset, pitch, bytes and padding in bytes.
 
+        A matrix's shape is followed by its order.
+
         >>> layout = Layout([Column("pt", "float32"), Scalar("n", "int32")])
         >>> print(layout.describe(rows=33))
         33 rows, 384 bytes, alignment 128
@@ -267,6 +269,8 @@ class Layout:
             used = f.components * f.itemsize * (rows if f.per_row else 1)
             total = pitch * f.components
             shape = str((rows, *f.shape)) if f.per_row else "scalar"
+            if len(f.shape) == 2:
+                shape += f" {f.order}"
             numbers = (self.offset(f.name, rows), pitch, total, total - used)
             table.append([f.name, f.dtype, shape, *map(str, numbers)])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -336,7 +340,8 @@ class Layout:
             buffer: host memory: a NumPy array, bytes, bytearray, memoryview, mmap, array.array,
                 shared memory, a ctypes array, or a torch or JAX array on the CPU. It may be larger
                 than needed. It is kept, and its buffer export held, while the SoA or a view lives.
-            rows: how many rows the buffer was laid out for.
+            rows: how many rows the buffer was laid out for. Memory does not say: another count
+                than the writer's gives other offsets, hence wrong values.
 
         Raises:
             ValueError: too small, or negative rows.
@@ -377,7 +382,10 @@ def _check_fields(fields: Any) -> tuple[Column | Scalar, ...]:
     seen = set()
     for f in found:
         if not isinstance(f, (Column, Scalar)):
-            raise TypeError(f"a field must be a Column or a Scalar, got {f!r}")
+            raise TypeError(
+                f"a field must be a Column or a Scalar, such as Column('pt', 'float32'), "
+                f"got {f!r:.60}"
+            )
         if f.name in seen:
             raise ValueError(f"field name {f.name!r} stands twice; names must be unique")
         seen.add(f.name)
@@ -416,5 +424,7 @@ def _field_from_dict(number: int, description: Any) -> Column | Scalar:
     if given.pop("kind") not in ("column", "scalar"):
         raise ValueError(f"{where}: kind must be 'column' or 'scalar', got {kind!r:.60}")
     if not isinstance(given["dtype"], str) or given["dtype"] not in ITEMSIZE:
-        raise ValueError(f"{where}: unknown dtype {given['dtype']!r:.60}")
+        raise ValueError(
+            f"{where}: unknown dtype {given['dtype']!r:.60}; known are {', '.join(ITEMSIZE)}"
+        )
     return Column(**given) if kind == "column" else Scalar(**given)

@@ -22,7 +22,15 @@ class SoA:
 
     `soa["pt"]` is a NumPy view, shaped as a spec entry is: a list of names adds the column axis,
     `Value(name)` gives a scalar as it is. `soa[a:b]` is an SoA over those rows of the same memory,
-    `len(soa)` the row count; iteration and `in` are over field names.
+    `len(soa)` the row count; iteration and `in` are over field names. `soa.buffer.root` is the
+    whole memory as a NumPy array of bytes.
+
+    >>> from soaview import Column, Layout, Scalar, Value
+    >>> soa = Layout([Column("pt", "float32"), Scalar("n", "int32")]).allocate(4)
+    >>> soa["pt"][1:] = [1, 2, 3]
+    >>> soa[Value("n")][...] = 3
+    >>> soa[2:]["pt"], soa["n"]
+    (array([2., 3.], dtype=float32), array([3, 3, 3, 3], dtype=int32))
 
     Attributes:
         layout: the fields.
@@ -82,13 +90,17 @@ class SoA:
         if not isinstance(key, (str, list, tuple, Value)):
             raise TypeError(
                 f"an SoA takes a field's name, a list of names, Value(name) or a slice of rows, "
-                f"got {key!r}; row i is soa[i:i+1]"
+                f"got {type(key).__name__}; row i is soa[i:i+1], and chosen rows are a column's: "
+                f"soa[name][rows]"
             )
         return views(self, Spec({"soa[...]": key}))[0].numpy()
 
     def _slice(self, key: slice) -> SoA:
         if key.step not in (None, 1):
-            raise ValueError(f"rows are taken in steps of 1, got {key!r}")
+            raise ValueError(
+                f"rows are taken in steps of 1, got {key!r}; a column's view takes any: "
+                f"soa[name][::2]"
+            )
         first, last, _ = key.indices(self.rows)
         count = max(last - first, 0)
         start = self.start + first
@@ -109,6 +121,12 @@ class SoA:
         if size < 1:
             raise ValueError(f"the batch size must be positive, got {size}")
         return (self[first : first + size] for first in range(0, self.rows, size))
+
+    def __setitem__(self, key: object, value: object) -> NoReturn:
+        raise TypeError(f"write through the view: soa[{key!r:.60}][...] = values")
+
+    def __array__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError("an SoA is not one array: take soa[name], or its bytes, soa.buffer.root")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -200,7 +218,10 @@ def targets(
     """
     found = views_or_columns(soa, spec)
     if soa.readonly:
-        raise BufferError("the SoA's memory is read-only and cannot be written to")
+        raise BufferError(
+            "the SoA's memory is read-only and cannot be written to; wrap memory that can: "
+            'a file with numpy.memmap(mode="r+"), or a copy in layout.allocate(rows).buffer.root'
+        )
     if len(given) != len(found):
         raise ValueError(f"got {len(given)} tensors, but the spec has {len(found)}: {list(spec)}")
     written: dict[str, str] = {}
@@ -223,6 +244,12 @@ def targets(
                 f"tensor {name!r}: got dtype {dtype}, expected {view.dtype}; convert it first"
             )
         if shape != view.shape:
+            padded = views_or_columns(soa, spec.subset(name), padded=soa.rows == soa.capacity)
+            if shape == padded[0].shape:
+                raise ValueError(
+                    f"tensor {name!r}: got {shape[0]} padded rows, expected {soa.rows}; "
+                    f"write the valid ones, [:soa.rows]"
+                )
             raise ValueError(_wrong_shape(f"tensor {name!r}", shape, view.shape))
     return found
 
@@ -231,8 +258,10 @@ def _wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) ->
     hint = ""
     if len(got) == 2 and got[::-1] == expected:
         hint = "; rows come first: pass its transpose"
+    elif not expected:
+        hint = "; a scalar has no axes"
     elif got == (*expected, 1):
         hint = "; drop the last axis, or name the column in a list of one"
-    elif expected and got[1:] == expected[1:]:
+    elif got and got[1:] == expected[1:]:
         hint = "; every column has the same row count"
     return f"{where}: got shape {got}, expected {expected}{hint}"

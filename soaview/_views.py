@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ._buffer import ITEMSIZE, Buffer, Geometry, check_bounds, host_array
 from ._spec import Entry, Spec, Value
@@ -68,6 +70,11 @@ class View:
         if self.strides[:1] == (0,):
             array.flags.writeable = False
         return array
+
+    def __array__(
+        self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
+    ) -> NDArray[Any]:
+        return np.asarray(self.numpy(), dtype, copy=copy)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self.numpy().__dlpack__(**kwargs)
@@ -154,7 +161,7 @@ def views_or_columns(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View
 
 def _plan(soa: SoA, spec: Spec, padded: bool) -> Plan:
     if not isinstance(spec, Spec):
-        raise TypeError(f"spec must be a Spec, got {type(spec).__name__}; write Spec({spec!r:.60})")
+        raise TypeError(f"spec must be a Spec, got {type(spec).__name__}{_meant(spec)}")
     if not hasattr(soa, "capacity"):
         raise TypeError(
             f"soa must be an SoA, got {type(soa).__name__}; over memory that holds one, make it "
@@ -316,7 +323,7 @@ def _distance(layout: Layout, columns: list[Column | Scalar]) -> tuple[int, ...]
         tuple(b - a for a, b in zip(one, other, strict=True)) for one, other in pairwise(starts)
     }
     (step, *others) = steps
-    return None if others or min(step) < 0 or max(step) == 0 else step
+    return None if others or max(step) <= 0 else step
 
 
 def _one_step(layout: Layout, columns: list[Column | Scalar]) -> bool:
@@ -354,13 +361,23 @@ def _why(soa: SoA, names: tuple[str, ...]) -> str:
 
 
 def _way_out(layout: Layout, names: tuple[str, ...]) -> str:
-    copy = "or let copy=None gather them"
+    copy = "let copy=None of an adapter gather them"
     order = [f.name for f in layout.fields]
     if len(set(names)) < len(names) or not _one_step(layout, [*map(layout.field, names)]):
-        return f"make them tensors of their own, {copy}"
+        return f"make them tensors of their own, or {copy}"
     in_memory = sorted(names, key=order.index)
     if _distance(layout, [layout.field(name) for name in in_memory]) is not None:
-        return f"list them in memory order, {in_memory}, {copy}"
+        return f"list them in memory order, {in_memory}, or {copy}"
     at = min(map(order.index, names))
     rest = [name for name in order[at:] if name not in names]
-    return f"declare the fields in the order {[*order[:at], *names, *rest]}, {copy}"
+    even = [*order[:at], *names, *rest]
+    return f"{copy}, or have the fields declared, and the memory written, in the order {even}"
+
+
+def _meant(spec: object) -> str:
+    """What somebody may have meant who passed this for a spec."""
+    if isinstance(spec, Mapping):
+        return f"; write Spec({spec!r:.60})"
+    if isinstance(spec, (str, list, tuple)):
+        return f"; write Spec(x={spec!r:.60})"
+    return "; the arguments are soa, then spec" if hasattr(spec, "capacity") else ""

@@ -30,7 +30,8 @@ def arrays(
     """The spec's arrays, in spec order, as JAX arrays over the SoA's memory.
 
     XLA imports only memory that is dense, in any order of the axes, and starts on a multiple of 64
-    bytes. A single column nearly always is; several columns are when no padding lies between them.
+    bytes. A column of plain numbers is dense at every row count; a vector, a matrix or neighbouring
+    columns are when no padding lies between them.
     The arrays see what is written into the SoA later, and so do results still being computed: leave
     the memory alone until they are done. Read-only memory is welcome.
 
@@ -227,7 +228,7 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
     if not isinstance(arrays, (list, tuple)):
         raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
     for number, array in enumerate(arrays):
-        _check_array(f"array number {number}", array, soa.device)
+        _check_array(f"tensor number {number}", array, soa.device)
     found = targets(soa, spec, [(array.shape, array.dtype.name) for array in arrays])
     values = [np.asarray(array) for array in arrays]
     # An array over the SoA itself could be changed by the first write before it is read.
@@ -243,7 +244,10 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
 
 def _check_array(where: str, array: object, device: str) -> None:
     if not isinstance(array, jax.Array):
-        raise TypeError(f"{where}: got {type(array).__name__}, expected a jax.Array")
+        raise TypeError(
+            f"{where}: got {type(array).__name__}, expected a jax.Array; jax.numpy.asarray makes "
+            f"one"
+        )
     if isinstance(array, jax.core.Tracer):
         raise TypeError(f"{where} is traced: write outside of jit, to what it returned")
     if any(d.platform != device for d in array.devices()):

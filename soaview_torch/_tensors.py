@@ -65,8 +65,8 @@ def _prepare(soa: SoA, spec: Spec, padded: bool) -> list[torch.Tensor]:
     if not buffer.root.flags.writeable:
         raise BufferError(
             "the SoA's memory is read-only, and torch has no read-only tensors: a write would "
-            "change it, or crash. Ways out: copy=None copies it; a file mapped copy-on-write, "
-            'numpy.memmap(mode="c"), is writable and stays as it is'
+            "change it, or crash. Ways out: copy=None copies it; a file can be mapped as private "
+            'memory, numpy.memmap(mode="c"), or to be written itself, mode="r+"'
         )
     roots = _roots(buffer)
     calls = [
@@ -165,7 +165,10 @@ def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
 
 def _describe(where: str, tensor: object, device: str) -> tuple[tuple[int, ...], str]:
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{where}: got {type(tensor).__name__}, expected a torch.Tensor")
+        raise TypeError(
+            f"{where}: got {type(tensor).__name__}, expected a torch.Tensor; torch.as_tensor "
+            f"makes one"
+        )
     if str(tensor.device) != device:
         raise ValueError(
             f"{where}: got device {tensor.device}, the SoA is on {device}; move it there first"

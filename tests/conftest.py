@@ -13,6 +13,8 @@ import pytest
 
 import soaview
 
+load = functools.cache(adapters.load)
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -27,6 +29,15 @@ def pytest_addoption(parser):
 
 def chosen(config):
     return config.getoption("--adapter") or list(adapters.ADAPTERS)
+
+
+def pytest_configure(config):
+    """An adapter that cannot be imported stops the run, before any test."""
+    for name in chosen(config):
+        try:
+            load(name)
+        except (ImportError, AttributeError) as error:
+            raise pytest.UsageError(f"--adapter {name} cannot be imported: {error}") from error
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -46,9 +57,6 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_generate_tests(metafunc):
     if "adapter" in metafunc.fixturenames:
         metafunc.parametrize("adapter", chosen(metafunc.config), indirect=True)
-
-
-load = functools.cache(adapters.load)
 
 
 @pytest.fixture

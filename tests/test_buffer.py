@@ -161,7 +161,7 @@ def object_array():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: bytes(NBYTES - 1), ValueError, "too small: got 639 bytes, needed 640 .1 more"),
+        (lambda: bytes(NBYTES - 1), ValueError, "too small: got 639 bytes, needed 640 .1 m.*; e"),
         (lambda: b"", ValueError, "too small: got 0 bytes, needed 640"),
         (lambda: aligned(NBYTES, 1), BufferError, "misaligned: .* 1 bytes past a multiple of 4"),
         (lambda: aligned(NBYTES, 2), BufferError, "misaligned: .* 2 bytes past a multiple of 4"),
@@ -290,7 +290,12 @@ def test_the_gate_agrees_with_an_oracle(data):
     itemsize = data.draw(st.sampled_from([1, 2, 4, 8, 16]))
     ndim = data.draw(st.integers(0, 3))
     shape = tuple(data.draw(st.lists(number, min_size=ndim, max_size=ndim)))
-    strides = tuple(data.draw(st.lists(number, min_size=ndim, max_size=ndim)))
+    extra = data.draw(st.sampled_from([0] * 30 + [1, -1]))
+    strides = (
+        tuple(data.draw(st.lists(number, min_size=ndim + extra, max_size=ndim + extra)))
+        if ndim + extra >= 0
+        else ()
+    )
     offset, nbytes = data.draw(number), data.draw(st.integers(0, 200))
     view = ("t", "dtype", itemsize, shape, strides, offset)
     if fits(itemsize, shape, strides, offset, nbytes):

@@ -23,9 +23,9 @@ def test_describe(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "Expecting value"),
+        ("", "layout.json is no JSON: Expecting value"),
         ("[1, 2", "Expecting"),
-        ("[]", "the layout must be a mapping, got []"),
+        ("[]", "is no layout: the layout must be a mapping, got []"),
         ("NaN", "the layout must be a mapping"),
         ('{"fields": [], "fields": []}', "a key stands twice"),
         ('{"fields": [{"kind": "column", "name": "x", "dtype": "f9"}]}', "unknown dtype 'f9'"),
@@ -54,7 +54,8 @@ def test_bad_layout_files(tmp_path, capsys, text, message):
     [
         (["describe", "nowhere.json", "--rows", "3"], "nowhere.json"),
         (["demo", "--rows", "-1"], "rows must not be negative, got -1"),
-        (["demo", "--root", "x.root"], "--root needs --tree NAME and --columns"),
+        (["demo", "--root", "x.root"], "--tree NAME and --columns A B ... go together"),
+        (["demo", "--tree", "events"], "--tree NAME and --columns A B ... go together"),
     ],
 )
 def test_bad_arguments(capsys, arguments, message):

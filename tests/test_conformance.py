@@ -399,6 +399,8 @@ def test_write_of_aliases(adapter):
         (Spec(a="x", b="y"), np.zeros(9, "f4"), ValueError, r"'b': got shape \(9,\), exp.*\(10,\)"),
         (Spec(a="x", b="y"), np.zeros((10, 1), "f4"), ValueError, "'b': .*list of one"),
         (Spec(a="x", b="u"), np.zeros((3, 10), "f4"), ValueError, "'b': .*transpose"),
+        (Spec(a="x", b="y"), np.zeros(32, "f4"), ValueError, "'b': got 32 padded rows, exp.* 10;"),
+        (Spec(a="x", b=Value("n")), np.zeros(1, "f4"), ValueError, "'b': .*a scalar has no axes"),
         (Spec(a="x", b="y"), np.zeros(10, "i4"), TypeError, "'b': got dtype int32, exp.*float32"),
         (Spec(a="x", b=["y", "x"]), np.zeros((10, 2), "f4"), ValueError, "'x' would be .* twice"),
         (Spec(a="x", b=["y", "y"]), np.zeros((10, 2), "f4"), ValueError, "'y' would be .* twice"),

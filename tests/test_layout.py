@@ -58,7 +58,7 @@ def test_dtypes_as_numpy_spells_them(given, name):
         (lambda: Layout([]), ValueError, "at least one field"),
         (lambda: Layout("ab"), TypeError, "a list of Column and Scalar, got 'ab'"),
         (lambda: Layout(Column("x", "f4")), TypeError, "a list of Column and Scalar"),
-        (lambda: Layout(["x"]), TypeError, "must be a Column or a Scalar, got 'x'"),
+        (lambda: Layout(["x"]), TypeError, "such as Column.'pt', 'float32'., got 'x'"),
         (lambda: Layout([Column("x", "f4"), Scalar("x", "f8")]), ValueError, "'x' stands twice"),
         (lambda: Layout([Column("x", "f4")], alignment=96), ValueError, "power of two, got 96"),
         (lambda: Layout([Column("x", "f4")], alignment=0), ValueError, "power of two, got 0"),

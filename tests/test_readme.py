@@ -10,13 +10,14 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = re.findall(r"```sh\n(.+)\n```", README)
 
 
-def test_the_code_in_the_readme_runs():
+def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     """The README's Python runs from top to bottom, and its asserts hold."""
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     described = names["layout"].describe(names["rows"]).splitlines()
     assert "\n".join(f"    {line}".rstrip() for line in described) in README
 

@@ -10,7 +10,7 @@ import weakref
 import numpy as np
 import pytest
 
-from soaview import Column, Layout, Scalar, SoA, Value
+from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
 from soaview._soa import check_copy
 
 LAYOUT = Layout([Column("pt", "float32"), Column("cov", "float64", (2, 3)), Scalar("n", "int32")])
@@ -98,8 +98,9 @@ def test_batches():
 @pytest.mark.parametrize(
     ("key", "error", "message"),
     [
-        (3, TypeError, r"an SoA takes a field's name.*got 3; row i is soa\[i:i\+1\]"),
+        (3, TypeError, r"an SoA takes a field's name.*got int; row i is soa\[i:i\+1\]"),
         (None, TypeError, "an SoA takes a field's name"),
+        (np.zeros(10, bool), TypeError, r"got ndarray; .*soa\[name\]\[rows\]"),
         (slice(0, 5, 2), ValueError, "steps of 1"),
         (slice(5, 0, -1), ValueError, "steps of 1"),
         (slice("a", "b"), TypeError, "slice indices must be integers"),
@@ -118,8 +119,19 @@ def test_bad_keys(key, error, message):
 
 def test_item_assignment_is_not_silently_lost():
     """An SoA's fields are written through their views; assigning one raises."""
-    with pytest.raises(TypeError, match="item assignment"):
+    with pytest.raises(TypeError, match=r"write through the view: soa\['pt'\]\[...\] = values"):
         packed()[0]["pt"] = 3
+
+
+def test_an_soa_is_not_one_array():
+    """NumPy gets no array of names or objects from an SoA; from a view it gets the memory."""
+    soa = packed()[0]
+    with pytest.raises(TypeError, match="not one array"):
+        np.asarray(soa)
+    [view] = views(soa, Spec(pt="pt"))
+    assert np.shares_memory(np.asarray(view), soa["pt"])
+    assert not np.shares_memory(np.array(view), soa["pt"])
+    assert np.asarray(view, np.float64).dtype == np.float64
 
 
 def test_pack_takes_rows_from_the_columns():

@@ -109,19 +109,19 @@ def test_bad_specs(make, error, message):
         (
             ["x", "y", "z"],
             "tensor 't': its columns are at an uneven distance ('x' to 'y' 2304, 'y' to 'z' 768 "
-            "bytes at 90 rows); declare the fields in the order ['x', 'y', 'z', 'c', 's'], or let "
-            "copy=None gather them",
+            "bytes at 90 rows); let copy=None of an adapter gather them, or have the fields "
+            "declared, and the memory written, in the order ['x', 'y', 'z', 'c', 's']",
         ),
         (
             ["z", "y"],
             "tensor 't': its columns are in reversed order, and strides must be positive ('z' to "
             "'y' -768 bytes at 90 rows); list them in memory order, ['y', 'z'], or let copy=None "
-            "gather them",
+            "of an adapter gather them",
         ),
         (
             ["y", "z", "y"],
             "tensor 't': column 'y' is repeated, so that its columns have no common distance; make "
-            "them tensors of their own, or let copy=None gather them",
+            "them tensors of their own, or let copy=None of an adapter gather them",
         ),
     ],
 )
@@ -140,13 +140,22 @@ def test_the_order_that_a_refusal_gives_is_right():
         ]
     )
     for names in (["a", "c", "f"], ["f", "a", "e"], ["e", "c", "a", "f"]):
-        with pytest.raises(BufferError, match="declare the fields in the order") as raised:
+        with pytest.raises(BufferError, match="have the fields declared") as raised:
             views(layout.allocate(50), Spec(t=names))
         order = eval(re.search(r"order (\[.*?\])", str(raised.value))[1])
         better = Layout([layout.field(name) for name in order])
         assert sorted(order) == list("abcdef")
         [view] = views(better.allocate(50), Spec(t=names))
         assert view.shape == (50, 3 if len(names) == 3 else 4)
+
+
+def test_reversed_across_a_scalar():
+    """Reversed columns with scalars between them are refused at every row count."""
+    layout = Layout([Column("a", "f4"), Scalar("s", "f4"), Column("b", "f4"), Scalar("t", "f4")])
+    for rows in (0, 1, 100):
+        for entry in (["b", "a"], ["t", "s"]):
+            with pytest.raises(BufferError, match="reversed order"):
+                views(layout.allocate(rows), Spec(t=entry))
 
 
 def test_evenness_does_not_depend_on_rows():
@@ -161,8 +170,16 @@ def test_views_of_something_else():
     """What is no SoA or no Spec is named, with the way out."""
     with pytest.raises(TypeError, match="soa must be an SoA, got ndarray; .*layout.wrap"):
         views(np.zeros(3), Spec())
-    with pytest.raises(TypeError, match=r"spec must be a Spec, got list; write Spec"):
-        views(LAYOUT.allocate(3), ["x"])
+    soa = LAYOUT.allocate(3)
+    for wrong, message in (
+        (["x", "y"], r"got list; write Spec\(x=\['x', 'y'\]\)$"),
+        ("x", r"got str; write Spec\(x='x'\)$"),
+        ({"a": "x"}, r"got dict; write Spec\({'a': 'x'}\)$"),
+        (soa, "got SoA; the arguments are soa, then spec$"),
+        (3, "got int$"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            views(soa, wrong)
 
 
 DTYPES = ["bool", "int16", "float32", "float64", "complex128"]
