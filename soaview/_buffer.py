@@ -74,31 +74,31 @@ def check_bounds(views: Iterable[Geometry], nbytes: int) -> None:
     number beyond int64 even where no element is touched.
     """
     for name, _, itemsize, shape, strides, offset in views:
-        fits = type(offset) is int and offset >= 0 and len(shape) == len(strides)
-        last, axis = offset, 0
-        for stride in strides if fits else ():  # zip would take half of the time
-            count = shape[axis]
-            axis += 1  # noqa: SIM113 - so would enumerate
-            if count > 1 and stride > 0 and type(stride) is int:
-                last += (count - 1) * stride
-            elif not (
-                type(count) is int
-                and type(stride) is int
-                and 0 <= count <= INT64_MAX
-                and 0 <= stride <= INT64_MAX
-            ):
-                fits = False
-                break
-        if fits and 0 in shape:
-            fits = offset * itemsize <= nbytes and max(*shape, *strides) <= INT64_MAX
-        elif fits:
-            # A count that is no plain int has made `last` one of its own kind.
-            fits = type(last) is int and (last + 1) * itemsize <= nbytes
-        if not fits:
-            raise ValueError(
-                f"tensor {name!r}: shape {shape!r}, strides {strides!r} at offset {offset!r} "
-                f"(elements of {itemsize} bytes) do not lie inside the buffer's {nbytes!r} bytes"
-            )
+        if type(offset) is int and offset >= 0 and len(shape) == len(strides):
+            last, axis = offset, 0
+            for stride in strides:  # zip would take half of the time
+                count = shape[axis]
+                axis += 1  # noqa: SIM113 - so would enumerate
+                if count > 1 and stride > 0:
+                    last += (count - 1) * stride
+                elif not (
+                    type(count) is int
+                    and type(stride) is int
+                    and 0 <= count <= INT64_MAX
+                    and 0 <= stride <= INT64_MAX
+                ):
+                    break
+            else:
+                if 0 not in shape:
+                    # A number that is no plain int has made `last` one of its own kind.
+                    if type(last) is int and (last + 1) * itemsize <= nbytes:
+                        continue
+                elif offset * itemsize <= nbytes and max(*shape, *strides) <= INT64_MAX:
+                    continue
+        raise ValueError(
+            f"tensor {name!r}: shape {shape!r}, strides {strides!r} at offset {offset!r} "
+            f"(elements of {itemsize} bytes) do not lie inside the buffer's {nbytes!r} bytes"
+        )
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:

@@ -352,7 +352,8 @@ class Layout:
         >>> layout.wrap(bytearray(layout.nbytes(3)), rows=3)
         SoA(3 rows, 128 bytes on cpu: pt)
         """
-        rows = check_rows(rows)
+        if type(rows) is not int or rows < 0:
+            rows = check_rows(rows)
         return SoA(self, Buffer(buffer, self._total(rows), self.sizes[-1]), rows, 0, rows)
 
     def pack(self, arrays: Mapping[str, Any], rows: int | None = None) -> SoA:

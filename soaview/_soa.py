@@ -207,13 +207,14 @@ def check_copy(copy: object) -> None:
 
 
 def targets(
-    soa: SoA, spec: Spec, given: list[tuple[tuple[int, ...], str]]
+    soa: SoA, spec: Spec, given: list[tuple[tuple[int, ...], str, str]]
 ) -> list[View | Scattered]:
-    """Where an adapter's `write` puts tensors of these shapes and dtypes; all is checked first.
+    """Where an adapter's `write` puts tensors of these (shape, dtype, device); checked first.
 
     Raises:
         BufferError: the memory is read-only.
-        ValueError: a wrong number of tensors, a wrong shape, or memory that would be written twice.
+        ValueError: a wrong number of tensors, a wrong shape or device, or memory that would be
+            written twice.
         TypeError: a wrong dtype.
     """
     found = views_or_columns(soa, spec)
@@ -225,7 +226,7 @@ def targets(
     if len(given) != len(found):
         raise ValueError(f"got {len(given)} tensors, but the spec has {len(found)}: {list(spec)}")
     written: dict[str, str] = {}
-    for (name, entry), view, (shape, dtype) in zip(spec.items(), found, given, strict=True):
+    for (name, entry), view, (shape, dtype, device) in zip(spec.items(), found, given, strict=True):
         columns = [entry.name] if isinstance(entry, Value) else entry
         for column in [columns] if isinstance(columns, str) else columns:
             if column in written:
@@ -239,6 +240,11 @@ def targets(
                     f"tensor {name!r}: scalar {column!r} has one value, not one per row; "
                     f"write Value({column!r})"
                 )
+        if device != soa.device:
+            raise ValueError(
+                f"tensor {name!r}: got device {device}, the SoA is on {soa.device}; "
+                f"move the tensor there first"
+            )
         if dtype != view.dtype:
             raise TypeError(
                 f"tensor {name!r}: got dtype {dtype}, expected {view.dtype}; convert it first"

@@ -128,22 +128,18 @@ def views(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View]:
     >>> views(soa, Spec(features=["pt", "eta"]))
     [View('features', float32, shape=(33, 2), strides=(1, 64), offset=0, device='cpu')]
     """
-    return [View(*numbers, soa.buffer) for numbers in _locate(soa, spec, padded)]
+    return [View(*numbers, soa.buffer) for numbers in geometry(soa, spec, padded)]
 
 
 def geometry(soa: SoA, spec: Spec, padded: bool) -> list[Geometry]:
     """As `views`: the numbers alone, past the gate."""
-    found = _locate(soa, spec, padded)
-    check_bounds(found, soa.buffer.nbytes)
-    return found
-
-
-def _locate(soa: SoA, spec: Spec, padded: bool) -> list[Geometry]:
     plan = _plan(soa, spec, padded)
     if plan.scattered:
         scattered = _scatter(soa, plan.scattered[0][1], padded)
         raise BufferError(f"tensor {scattered.name!r}: {scattered.why()}")
-    return plan.geometry(soa.capacity, soa.start, soa.rows)
+    found = plan.geometry(soa.capacity, soa.start, soa.rows)
+    check_bounds(found, soa.buffer.nbytes)
+    return found
 
 
 def views_or_columns(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View | Scattered]:
@@ -167,13 +163,15 @@ def _plan(soa: SoA, spec: Spec, padded: bool) -> Plan:
             f"soa must be an SoA, got {type(soa).__name__}; over memory that holds one, make it "
             f"with layout.wrap(buffer, rows)"
         )
+    if padded is not False and padded is not True:
+        raise TypeError(f"padded must be True or False, got {padded!r:.60}")
     if padded and soa.rows != soa.capacity:
         raise ValueError(
             f"padded=True: rows {soa.start}:{soa.start + soa.rows} are a slice of {soa.capacity}, "
             f"and what follows them is other rows, not padding; take the whole SoA, and slice "
             f"what it gives"
         )
-    return compile_spec(soa.layout, spec, bool(padded))
+    return compile_spec(soa.layout, spec, padded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,9 +227,7 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
     """
     if not isinstance(arrays, (list, tuple)):
         raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
-    for number, array in enumerate(arrays):
-        _check_array(f"tensor number {number}", array, soa.device)
-    found = targets(soa, spec, [(array.shape, array.dtype.name) for array in arrays])
+    found = targets(soa, spec, [_describe(number, array) for number, array in enumerate(arrays)])
     values = [np.asarray(array) for array in arrays]
     # An array over the SoA itself could be changed by the first write before it is read.
     root = soa.buffer.root
@@ -242,15 +240,15 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
             view.numpy()[...] = value
 
 
-def _check_array(where: str, array: object, device: str) -> None:
+def _describe(number: int, array: object) -> tuple[tuple[int, ...], str, str]:
     if not isinstance(array, jax.Array):
         raise TypeError(
-            f"{where}: got {type(array).__name__}, expected a jax.Array; jax.numpy.asarray makes "
-            f"one"
+            f"tensor number {number}: got {type(array).__name__}, expected a jax.Array; "
+            f"jax.numpy.asarray makes one"
         )
     if isinstance(array, jax.core.Tracer):
-        raise TypeError(f"{where} is traced: write outside of jit, to what it returned")
-    if any(d.platform != device for d in array.devices()):
-        raise ValueError(
-            f"{where}: got device {array.device}, the SoA is on {device}; move it there first"
+        raise TypeError(
+            f"tensor number {number} is traced: write outside of jit, to what it returned"
         )
+    platforms = {device.platform for device in array.devices()}
+    return array.shape, array.dtype.name, "+".join(sorted(platforms))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import starmap
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from soaview import SoA, Spec, View
 from soaview._buffer import ITEMSIZE, WIDEST, Buffer
@@ -50,16 +52,71 @@ def tensors(
     if copy is not False:
         return _copies(soa, spec, copy, padded)
     ready = soa.ready.get("torch") if type(soa) is SoA else None
-    if ready is None or ready[0] is not spec or ready[1] is not padded:
-        return _prepare(soa, spec, padded)
-    _, _, roots, calls = ready
-    for root in roots:
-        if root.requires_grad:
+    if (
+        ready is None
+        or ready[0] is not spec
+        or ready[1] is not padded
+        or not ready[2].as_imported()
+    ):
+        ready = _prepare(soa, spec, padded)
+    return list(starmap(torch.as_strided, ready[3]))
+
+
+class _Memory(dict[str, torch.Tensor]):
+    """A buffer's memory as flat tensors, one per dtype, of one storage and one version counter."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, memory: NDArray[Any]) -> None:
+        flat = self[WIDEST[memory.itemsize]] = torch.from_numpy(memory)
+        try:
+            self.address = flat.data_ptr() if type(flat) is torch.Tensor else 0
+        except RuntimeError:
+            self.address = 0
+        if not self.address and memory.size:
+            raise TypeError(
+                "inside fake tensors, functionalize, torch.func.grad or export, torch gives no "
+                "tensor of real memory; take the tensors outside, and pass them in"
+            )
+
+    def __missing__(self, dtype: str) -> torch.Tensor:
+        flat = self[dtype] = next(iter(self.values())).view(_DTYPE[dtype])
+        return flat
+
+    def as_imported(self) -> bool:
+        """Whether the storage is where it was, and no graph has been written into it.
+
+        `share_memory_` of a tensor moves it; a value that requires a gradient brings its graph.
+        """
+        for flat in tuple(self.values()):
+            if flat.requires_grad or flat.data_ptr() != self.address:
+                return False
+        return True
+
+    def alias(self, view: View) -> torch.Tensor:
+        """The view's tensor."""
+        return torch.as_strided(self[view.dtype], view.shape, view.strides, view.offset)
+
+
+def _memory(buffer: Buffer) -> _Memory:
+    """The buffer's memory as it was imported, if it still is as it was."""
+    kept: _Memory | None = buffer.imports.get("torch")
+    if kept is not None and not kept.as_imported():
+        # A graph belongs to the tensors of the call that brought it, not to the memory.
+        for dtype, flat in tuple(kept.items()):
+            kept[dtype] = flat.detach()
+        if not kept.as_imported():
+            kept = None
+    if kept is None:
+        kept = buffer.imports["torch"] = _Memory(buffer.wide)
+    return kept
+
+
+def _prepare(soa: SoA, spec: Spec, padded: bool) -> tuple[Any, ...]:
+    # What is imported in inference mode could never take part in a backward pass.
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
             return _prepare(soa, spec, padded)
-    return list(starmap(torch.as_strided, calls))
-
-
-def _prepare(soa: SoA, spec: Spec, padded: bool) -> list[torch.Tensor]:
     found = geometry(soa, spec, padded)
     buffer = soa.buffer
     if not buffer.root.flags.writeable:
@@ -68,61 +125,30 @@ def _prepare(soa: SoA, spec: Spec, padded: bool) -> list[torch.Tensor]:
             "change it, or crash. Ways out: copy=None copies it; a file can be mapped as private "
             'memory, numpy.memmap(mode="c"), or to be written itself, mode="r+"'
         )
-    roots = _roots(buffer)
+    memory = _memory(buffer) if buffer.imports else _Memory(buffer.wide)
+    buffer.imports["torch"] = memory
     calls = [
-        (roots[dtype] if dtype in roots else _root(roots, dtype), shape, strides, offset)
-        for _, dtype, _, shape, strides, offset in found
+        (memory[dtype], shape, strides, offset) for _, dtype, _, shape, strides, offset in found
     ]
-    soa.ready["torch"] = spec, padded, tuple(roots.values()), calls
-    return list(starmap(torch.as_strided, calls))
-
-
-def _roots(buffer: Buffer) -> dict[str, torch.Tensor]:
-    """The memory as one flat tensor per dtype: all of one storage, with one version counter."""
-    roots: dict[str, torch.Tensor] = buffer.imports
-    if not roots:
-        # What is made in inference mode could never take part in a backward pass.
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):
-                return _roots(buffer)
-        roots.setdefault(WIDEST[buffer.wide.itemsize], torch.from_numpy(buffer.wide))
-        return roots
-    for dtype, root in [*roots.items()]:
-        if root.requires_grad:
-            # A value that requires a gradient was written into a view. The graph that it came by
-            # belongs to the tensors of that call, not to the memory.
-            roots[dtype] = root.detach()
-    return roots
-
-
-def _root(roots: dict[str, torch.Tensor], dtype: str) -> torch.Tensor:
-    if dtype not in roots:
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):
-                return _root(roots, dtype)
-        roots[dtype] = next(iter(roots.values())).view(_DTYPE[dtype])
-    return roots[dtype]
-
-
-def _alias(roots: dict[str, torch.Tensor], view: View) -> torch.Tensor:
-    return torch.as_strided(_root(roots, view.dtype), view.shape, view.strides, view.offset)
+    ready = soa.ready["torch"] = spec, padded, memory, calls
+    return ready
 
 
 def _copies(soa: SoA, spec: Spec, copy: bool | None, padded: bool) -> list[torch.Tensor]:
     check_copy(copy)
     found = views_or_columns(soa, spec, padded=padded)
     all_of_them = copy is True or soa.readonly
-    # The flag is lifted for reading only: what is made of these roots is copied.
-    memory = torch.from_numpy(soa.buffer.unguarded) if soa.readonly else None
-    roots = _roots(soa.buffer) if memory is None else {"uint8": memory}
 
     def tensor(view: View | Scattered) -> torch.Tensor:
         if isinstance(view, Scattered):
-            return torch.stack([_alias(roots, part) for part in view.parts], dim=1)
-        alias = _alias(roots, view)
+            return torch.stack([memory.alias(part) for part in view.parts], dim=1)
+        alias = memory.alias(view)
         return alias.clone(memory_format=torch.contiguous_format) if all_of_them else alias
 
-    return [tensor(view) for view in found]
+    with torch.inference_mode(False):
+        # The flag is lifted for reading only: what is made of this memory is copied.
+        memory = _Memory(soa.buffer.unguarded) if soa.readonly else _memory(soa.buffer)
+        return [tensor(view) for view in found]
 
 
 def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
@@ -132,7 +158,7 @@ def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
         soa: writable memory.
         spec: where each tensor goes; a scalar is written as `Value(name)`.
         tensors: in spec order, on the SoA's device, with the shapes and dtypes that `tensors`
-            gives. Gradients are not recorded. A tensor may alias the SoA.
+            gives. Gradients are not recorded. A tensor may alias the SoA's buffer.
 
     Raises:
         TypeError, ValueError: a tensor of another kind, dtype, shape or device; a column that
@@ -147,36 +173,36 @@ def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
     """
     if not isinstance(tensors, (list, tuple)):
         raise TypeError(f"tensors must be a list in spec order, got {type(tensors).__name__}")
-    given = [
-        _describe(f"tensor number {i}", tensor, soa.device) for i, tensor in enumerate(tensors)
-    ]
-    found = targets(soa, spec, given)
-    roots = _roots(soa.buffer)
-    with torch.no_grad():
+    found = targets(soa, spec, [_describe(number, t) for number, t in enumerate(tensors)])
+    with torch.inference_mode(False), torch.no_grad():
+        memory = _memory(soa.buffer)
         # A tensor over the SoA itself could be changed by the first write before it is read.
-        values = [t.clone() if _overlaps(t, soa) else t for t in tensors]
+        values = [t.clone() if _overlaps(t, soa.buffer) else t for t in tensors]
         for view, value in zip(found, values, strict=True):
             if isinstance(view, Scattered):
                 for part, column in zip(view.parts, value.unbind(1), strict=True):
-                    _alias(roots, part).copy_(column)
+                    memory.alias(part).copy_(column)
             else:
-                _alias(roots, view).copy_(value)
+                memory.alias(view).copy_(value)
 
 
-def _describe(where: str, tensor: object, device: str) -> tuple[tuple[int, ...], str]:
+def _describe(number: int, tensor: object) -> tuple[tuple[int, ...], str, str]:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
-            f"{where}: got {type(tensor).__name__}, expected a torch.Tensor; torch.as_tensor "
-            f"makes one"
+            f"tensor number {number}: got {type(tensor).__name__}, expected a torch.Tensor; "
+            f"torch.as_tensor makes one"
         )
-    if str(tensor.device) != device:
-        raise ValueError(
-            f"{where}: got device {tensor.device}, the SoA is on {device}; move it there first"
+    # Only a plain tensor is sure to be read without a word when it is copied.
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    if not plain or tensor.is_nested or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise TypeError(
+            f"tensor number {number}: got {type(tensor).__name__} of layout {tensor.layout}, "
+            f"expected a plain dense torch.Tensor, outside of torch.func transforms"
         )
-    return tuple(tensor.shape), _NAME.get(tensor.dtype, str(tensor.dtype))
+    return tuple(tensor.shape), _NAME.get(tensor.dtype, str(tensor.dtype)), str(tensor.device)
 
 
-def _overlaps(tensor: torch.Tensor, soa: SoA) -> bool:
+def _overlaps(tensor: torch.Tensor, buffer: Buffer) -> bool:
     storage = tensor.untyped_storage()
-    begin, address = storage.data_ptr(), soa.buffer.address
-    return begin < address + soa.buffer.nbytes and address < begin + storage.nbytes()
+    begin, address = storage.data_ptr(), buffer.address
+    return begin < address + buffer.nbytes and address < begin + storage.nbytes()

@@ -63,7 +63,7 @@ class NumPyAdapter:
         from soaview._soa import targets
 
         tensors = [np.array(tensor) for tensor in tensors]
-        given = [(t.shape, t.dtype.name) for t in tensors]
+        given = [(t.shape, t.dtype.name, "cpu") for t in tensors]
         for view, tensor in zip(targets(soa, spec, given), tensors, strict=True):
             if isinstance(view, View):
                 view.numpy()[...] = tensor

@@ -188,7 +188,7 @@ def test_torch_tensors_can_be_wrapped():
     [
         ([np.zeros(10, "f4")], TypeError, "tensor number 0: got ndarray, expected a torch.Tensor"),
         (torch.zeros(10), TypeError, "tensors must be a list in spec order, got Tensor"),
-        ([torch.zeros(10, device="meta")], ValueError, "got device meta, the SoA is on cpu"),
+        ([torch.zeros(10, device="meta")], ValueError, "'x': got device meta, the SoA is on cpu"),
         ([torch.zeros(10, dtype=torch.float8_e5m2)], TypeError, "got dtype torch.float8_e5m2, exp"),
     ],
 )
