@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -150,13 +151,15 @@ class Buffer:
         root = owner if type(owner) is np.ndarray else _host_memory(owner)
         if root.dtype is not _BYTE or root.ndim != 1 or not root.flags.c_contiguous:
             root = _as_bytes(root)
-        if root.size != nbytes:
-            if root.size < nbytes:
-                raise ValueError(
-                    f"the buffer is too small: got {root.size} bytes, needed {nbytes} "
-                    f"({nbytes - root.size} more); every component is padded to the alignment"
-                )
-            root = root[:nbytes]
+        if root.size < nbytes:
+            raise ValueError(
+                f"the buffer is too small: got {root.size} bytes, needed {nbytes} "
+                f"({nbytes - root.size} more); every component is padded to the alignment"
+            )
+        # Even of the same size: a flag that somebody sets on the owner later does not reach this.
+        root = root[:nbytes]
+        if root.base is not owner or getattr(root.base, "base", None) is not None:
+            root = _holding_the_export(root)
         # NumPy's flag is ten times cheaper than asking it for the address.
         wide = root.view(_NUMPY[WIDEST[itemsize]])
         if nbytes and not wide.flags.aligned:
@@ -190,17 +193,41 @@ class Buffer:
 
 
 class _Held:
-    """Writable memory as NumPy takes it, let go before `owner` is."""
+    """Memory as NumPy takes it, let go before `owner` is."""
 
-    def __init__(self, memory: NDArray[np.uint8], owner: object = None) -> None:
+    def __init__(
+        self, memory: NDArray[np.uint8], readonly: bool = False, owner: object = None
+    ) -> None:
         self.memory = memory
         self.owner = owner
-        interface = {"data": (_address(memory), False), "shape": memory.shape, "typestr": "|u1"}
-        self.__array_interface__ = {**interface, "version": 3}
+        interface = {"data": (_address(memory), readonly), "shape": memory.shape}
+        self.__array_interface__ = {**interface, "typestr": "|u1", "version": 3}
 
 
 def _address(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
+
+
+def _holding_the_export(root: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same bytes, also holding the export of a buffer that NumPy was only pointed at.
+
+    `np.ndarray(buffer=...)`, and so `np.memmap`, does not hold it.
+    """
+    base: Any = root
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if base is None or isinstance(base, (memoryview, _Held)):
+        return root
+    try:
+        whole = np.frombuffer(base, np.uint8)
+    except (TypeError, ValueError, BufferError):
+        return root  # no buffer, such as DLPack's capsule
+    first = _address(root) - _address(whole)
+    held = whole[first : first + root.size]
+    if not 0 <= first <= whole.size - root.size:
+        return root
+    held.flags.writeable = root.flags.writeable
+    return held
 
 
 def _misaligned(root: NDArray[np.uint8], align: int) -> BufferError:
@@ -228,45 +255,58 @@ def _host_memory(owner: Any) -> NDArray[Any]:
         if isinstance(owner, np.ma.MaskedArray):
             raise TypeError("a masked array cannot be wrapped: its mask would be lost; pass .data")
         return np.asarray(owner)
+    if isinstance(owner, type):
+        raise TypeError(f"cannot wrap {owner!r}: it is a class, not an object that holds memory")
     if hasattr(type(owner), "__dlpack__"):
         return _from_dlpack(owner)
     if getattr(owner, "__cuda_array_interface__", None) is not None:
         raise _elsewhere(owner, "cuda")
     if isinstance(getattr(owner, "buf", None), memoryview):
         # multiprocessing's SharedMemory, which closes its memory when it is collected.
-        return np.asarray(_Held(np.frombuffer(owner.buf, np.uint8), owner))
+        memory = _exported(owner.buf)
+        return np.asarray(_Held(memory, not memory.flags.writeable, owner))
+    return _exported(owner)
+
+
+def _exported(owner: Any) -> NDArray[np.uint8]:
     try:
         memory = memoryview(owner)
-    except TypeError:
+    except (TypeError, ValueError) as error:
         raise TypeError(
-            f"cannot wrap {type(owner).__name__}: it offers neither the buffer protocol nor "
-            f"DLPack; pass an array (numpy.memmap for a file), bytes, an mmap or shared memory"
+            f"cannot wrap {type(owner).__name__} ({error}); pass an array (numpy.memmap for a "
+            f"file), bytes, an mmap or shared memory, not closed or released"
         ) from None
     if not memory.c_contiguous:
         raise BufferError(
             f"the buffer is not contiguous: shape {memory.shape}, strides {memory.strides} bytes; "
             f"pass the object that owns the memory, or a contiguous copy of it"
         )
-    if "O" in memory.format:
+    if "O" in re.sub(":[^:]*:", "", memory.format):  # without the fields' names
         raise TypeError("the buffer holds Python objects, not plain memory")
     # np.frombuffer, unlike np.ndarray(buffer=...), holds the export.
     return np.frombuffer(owner, np.uint8)
 
 
 def _from_dlpack(owner: Any) -> NDArray[Any]:
+    name = type(owner).__name__
     try:
-        kind, index = owner.__dlpack_device__()
-    except (BufferError, RuntimeError, ValueError) as error:
-        raise BufferError(f"{type(owner).__name__} has no memory to wrap ({error})") from error
-    if int(kind) not in _HOST:
-        raise _elsewhere(owner, f"{_DEVICES.get(int(kind), f'DLPack device {int(kind)}')}:{index}")
+        kind, index = (int(number) for number in owner.__dlpack_device__())
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise BufferError(f"{name} has no memory to wrap ({error})") from error
+    if kind not in _HOST:
+        raise _elsewhere(owner, f"{_DEVICES.get(kind, f'DLPack device {kind}')}:{index}")
     try:
-        return np.from_dlpack(owner)
-    except (BufferError, RuntimeError) as error:
+        array = np.from_dlpack(owner)
+        if hasattr(owner, "detach"):
+            # A torch tensor's twin, whose memory `set_` and `resize_` of the tensor leave alone;
+            # what is not simply memory, such as a negated or fake tensor, has none.
+            array = owner.detach().numpy()
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise BufferError(
-            f"{type(owner).__name__} does not export its memory to NumPy ({error}); detach it, "
-            f"and pass a contiguous uint8 view of it"
+            f"{name} does not export its memory to NumPy ({error}); pass a plain dense array, "
+            f"detached, as its uint8 view where NumPy lacks the dtype"
         ) from error
+    return array
 
 
 def _elsewhere(owner: object, device: str) -> BufferError:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ._buffer import ITEMSIZE, Buffer, check_rows, exact_int
+from ._buffer import INT64_MAX, ITEMSIZE, Buffer, check_rows, exact_int
 from ._soa import SoA, pack
 from ._spec import no_such
 
@@ -85,7 +85,7 @@ class Column:
                 f"field {name!r}: bad shape {shape!r}; expected (), (d,) or (r, c), "
                 f"with at least one component"
             )
-        if order not in ("F", "C"):
+        if not isinstance(order, str) or order not in ("F", "C"):
             raise ValueError(f"field {name!r}: order must be 'F' or 'C', got {order!r}")
         _freeze(self, shape=shape, order=order)
 
@@ -272,7 +272,8 @@ class Layout:
             if len(f.shape) == 2:
                 shape += f" {f.order}"
             numbers = (self.offset(f.name, rows), pitch, total, total - used)
-            table.append([f.name, f.dtype, shape, *map(str, numbers)])
+            name = f.name if f.name.isprintable() else repr(f.name)
+            table.append([name, f.dtype, shape, *map(str, numbers)])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [f"{rows} rows, {self.nbytes(rows)} bytes, alignment {self.alignment}"]
         for row in table:
@@ -308,8 +309,6 @@ class Layout:
         top = _check_keys("the layout", description, {"fields"}, {"alignment"})
         if not isinstance(top["fields"], (list, tuple)):
             raise TypeError(f"the layout's fields must be a list, got {top['fields']!r:.60}")
-        if len(top["fields"]) > MAX_FIELDS:
-            raise ValueError(f"{len(top['fields'])} fields are too many; at most {MAX_FIELDS}")
         fields = [_field_from_dict(number, f) for number, f in enumerate(top["fields"])]
         return cls(fields, alignment=top.get("alignment", 128))
 
@@ -352,8 +351,10 @@ class Layout:
         >>> layout.wrap(bytearray(layout.nbytes(3)), rows=3)
         SoA(3 rows, 128 bytes on cpu: pt)
         """
-        if type(rows) is not int or rows < 0:
+        if type(rows) is not int or not 0 <= rows <= INT64_MAX:
             rows = check_rows(rows)
+            if rows > INT64_MAX:
+                raise ValueError(f"{rows} rows are more than memory can have")
         return SoA(self, Buffer(buffer, self._total(rows), self.sizes[-1]), rows, 0, rows)
 
     def pack(self, arrays: Mapping[str, Any], rows: int | None = None) -> SoA:
@@ -380,9 +381,11 @@ def _check_fields(fields: Any) -> tuple[Column | Scalar, ...]:
     found: tuple[Column | Scalar, ...] = tuple(fields)
     if not found:
         raise ValueError("a layout needs at least one field")
+    if len(found) > MAX_FIELDS:
+        raise ValueError(f"{len(found)} fields are too many; at most {MAX_FIELDS}")
     seen = set()
     for f in found:
-        if not isinstance(f, (Column, Scalar)):
+        if type(f) not in (Column, Scalar):
             raise TypeError(
                 f"a field must be a Column or a Scalar, such as Column('pt', 'float32'), "
                 f"got {f!r:.60}"

@@ -175,27 +175,52 @@ def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:
 
 
 def _as_array(field: Column | Scalar, value: Any) -> NDArray[Any]:
-    """`value` as an array of the field's dtype; only Python numbers and lists are converted."""
+    """`value` as an array of the field's dtype; only Python's own numbers are converted."""
     dtype = numpy_dtype(field.dtype)
-    given = np.asarray(value)
-    if given.dtype.newbyteorder("=") == dtype:
-        return given
-    kind = _KINDS.get(field.dtype.rstrip("0123456789"), 0)
-    python = isinstance(value, (bool, int, float, complex, list, tuple))
-    if not python or (given.size and _KINDS.get(given.dtype.name.rstrip("0123456789"), 9) > kind):
-        raise TypeError(
-            f"field {field.name!r}: got dtype {given.dtype}, expected {field.dtype}; nothing is "
-            f"converted in silence: pass .astype({field.dtype!r})"
-        )
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"field {field.name!r}: a masked array's mask would be lost; pass .data")
+    kinds = _kinds(value)
     try:
-        with np.errstate(over="raise"):
-            return np.asarray(value, dtype)
-    except (OverflowError, FloatingPointError) as error:
-        raise ValueError(f"field {field.name!r}: does not fit {field.dtype}: {error}") from None
+        given = np.asarray(value)
+        if kinds is None and given.dtype.newbyteorder("=") == dtype:
+            return given
+        if kinds is None or max(kinds, default=0) > _KINDS[field.dtype.rstrip("0123456789")]:
+            raise TypeError(
+                f"got dtype {given.dtype}, expected {field.dtype}; nothing is converted in "
+                f"silence: pass .astype({field.dtype!r})"
+            )
+        with np.errstate(over="ignore"):
+            found = np.asarray(value, dtype)
+            # Python's numbers and lists, that is, and not beyond what the dtype holds.
+            if max(kinds, default=0) > 0 and not np.array_equal(
+                np.isfinite(found.astype(complex)), np.isfinite(np.asarray(value, complex))
+            ):
+                raise OverflowError(f"a number is beyond what {field.dtype} holds")
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"field {field.name!r}: {error}") from None
+    return found
 
 
 # What Python's numbers turn into without loss of kind: the same or a later one.
 _KINDS = {"bool": 0, "int": 1, "uint": 1, "bfloat": 2, "float": 2, "complex": 3}
+
+
+def _kinds(value: Any) -> set[int] | None:
+    """Which kinds of Python's own numbers a nested list holds; None if anything else."""
+    if type(value) not in (list, tuple):
+        kind = _KINDS.get(type(value).__name__) if type(value) in _PLAIN else None
+        return None if kind is None else {kind}
+    kinds: set[int] = set()
+    for item in value:
+        inner = _kinds(item)
+        if inner is None:
+            return None
+        kinds |= inner
+    return kinds
+
+
+_PLAIN = (bool, int, float, complex)
 
 
 def check_copy(copy: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import keyword
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -96,9 +97,9 @@ class Spec(Mapping[str, Entry]):
         >>> Spec(a="x", b="y", c="z").subset("c", "a")
         Spec(c='z', a='x')
         """
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"tensor {name!r} stands twice")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"tensor {twice!r} stands twice")
         return Spec({name: self[name] for name in names})
 
     def reorder(self, *names: str) -> Spec:
@@ -130,8 +131,10 @@ def _entry(tensor: object, entry: Any) -> Entry:
 
 def no_such(what: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not there, with the closest one that is."""
-    names = list(known)
+    names = [other[:60] for other in itertools.islice(known, 1000)]  # for difflib is slow
     folded = {other.casefold(): other for other in names}
-    close = difflib.get_close_matches(name.casefold(), folded, 1) if isinstance(name, str) else []
+    close = (
+        difflib.get_close_matches(name[:60].casefold(), folded, 1) if isinstance(name, str) else []
+    )
     hint = f"did you mean {folded[close[0]]!r}?" if close else f"there are {', '.join(names[:20])}"
-    return f"no {what} {name!r}; {hint}"
+    return f"no {what} {name!r:.80}; {hint}"

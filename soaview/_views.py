@@ -33,7 +33,8 @@ class View:
         shape, strides, offset: in elements; `offset` counts from the buffer's first byte.
         buffer: the memory.
 
-    It speaks DLPack by handing out NumPy's own view of the memory.
+    It speaks DLPack by handing out NumPy's own view of the memory, read-only flag included;
+    `torch.from_dlpack` ignores that flag, `soaview_torch.tensors` does not.
     """
 
     name: str
@@ -330,46 +331,58 @@ def _one_step(layout: Layout, columns: list[Column | Scalar]) -> bool:
 
 
 def _scatter(soa: SoA, tensor: Tensor, padded: bool) -> Scattered:
-    parts = [views(soa, Spec({tensor.name: name}), padded=padded)[0] for name in tensor.columns]
+    columns = {f"{tensor.name}, column {i}": name for i, name in enumerate(tensor.columns)}
+    parts = views(soa, Spec(columns), padded=padded)
     return Scattered(tensor.name, tensor.dtype, tensor.columns, tuple(parts), soa)
 
 
 def _why(soa: SoA, names: tuple[str, ...]) -> str:
     layout = soa.layout
     columns = [layout.field(name) for name in names]
-    for name in names:
-        if names.count(name) > 1:
-            return f"column {name!r} is repeated, so that its columns have no common distance"
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        return f"column {twice!r} is repeated, so that its columns have no common distance"
     if not _one_step(layout, columns):
         scalars = len({c.per_row for c in columns}) > 1
         what = "columns and scalars" if scalars else "matrices of order 'F' and 'C'"
         return f"{what} are mixed, so that one stride cannot lead through them"
-    starts = [layout.offset(name, soa.capacity) for name in names]
+    starts = [layout.offset(name, soa.capacity) for name in names[: _SHOWN + 2]]
     steps = [
         f"{a!r} to {b!r} {there - here}"
-        for (a, here), (b, there) in pairwise(zip(names, starts, strict=True))
+        for (a, here), (b, there) in pairwise(zip(names, starts, strict=False))
     ]
-    order = [f.name for f in layout.fields]
-    positions = [order.index(name) for name in names]
+    order = {f.name: i for i, f in enumerate(layout.fields)}
+    positions = [order[name] for name in names]
     if positions == sorted(positions, reverse=True):
         kind = "its columns are in reversed order, and strides must be positive"
     else:
         kind = "its columns are at an uneven distance"
-    return f"{kind} ({', '.join(steps)} bytes at {soa.capacity} rows)"
+    more = ", ..." if len(steps) > _SHOWN else ""
+    return f"{kind} ({', '.join(steps[:_SHOWN])}{more} bytes at {soa.capacity} rows)"
 
 
 def _way_out(layout: Layout, names: tuple[str, ...]) -> str:
     copy = "let copy=None of an adapter gather them"
-    order = [f.name for f in layout.fields]
     if len(set(names)) < len(names) or not _one_step(layout, [*map(layout.field, names)]):
         return f"make them tensors of their own, or {copy}"
-    in_memory = sorted(names, key=order.index)
-    if _distance(layout, [layout.field(name) for name in in_memory]) is not None:
-        return f"list them in memory order, {in_memory}, or {copy}"
-    at = min(map(order.index, names))
-    rest = [name for name in order[at:] if name not in names]
-    even = [*order[:at], *names, *rest]
-    return f"{copy}, or have the fields declared, and the memory written, in the order {even}"
+    order = {f.name: i for i, f in enumerate(layout.fields)}
+    in_memory = sorted(names, key=order.__getitem__)
+    if _distance(layout, [*map(layout.field, in_memory)]) is not None:
+        return f"list them in memory order, {_shortened(in_memory)}, or {copy}"
+    at = order[in_memory[0]]
+    fields = [f.name for f in layout.fields]
+    even = [*fields[:at], *names, *(name for name in fields[at:] if name not in set(names))]
+    return (
+        f"{copy}, or have the fields declared, and the memory written, in the order "
+        f"{_shortened(even)}"
+    )
+
+
+_SHOWN = 30
+
+
+def _shortened(names: list[str]) -> str:
+    return repr(names) if len(names) <= _SHOWN else f"{names[:_SHOWN]!r:.1000} ..."
 
 
 def _meant(spec: object) -> str:

@@ -61,13 +61,15 @@ def arrays(
     x64 = jax.dtypes.canonicalize_dtype("float64").itemsize == 8
     ready = soa.ready.get("jax") if copy is False and type(soa) is SoA else None
     if ready and ready[0] is spec and ready[1] is padded and ready[2] is x64:
-        return [_alias(*source) for source in ready[3]]
+        with jax.ensure_compile_time_eval():  # inside jit, too, these are arrays and no tracers
+            return [_alias(*source) for source in ready[3]]
     found = views_or_columns(soa, spec, padded=padded)
     if not x64:
         for view in found:
             _check_width(view)
     if copy is True:
-        return _copies(found)
+        with jax.ensure_compile_time_eval():
+            return _copies(found)
     address = soa.buffer.address
     obstacles = [_obstacle(soa, view, address) for view in found]
     copied = [view for view, obstacle in zip(found, obstacles, strict=True) if obstacle]
@@ -80,8 +82,9 @@ def arrays(
     ]
     if not copied:
         soa.ready["jax"] = spec, padded, x64, sources
-    aliases, copies = starmap(_alias, sources), iter(_copies(copied))
-    return [next(copies if obstacle else aliases) for obstacle in obstacles]
+    with jax.ensure_compile_time_eval():
+        aliases, copies = starmap(_alias, sources), iter(_copies(copied))
+        return [next(copies if obstacle else aliases) for obstacle in obstacles]
 
 
 def _check_width(view: View | Scattered) -> None:
@@ -211,7 +214,7 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
         soa: writable memory.
         spec: where each array goes; a scalar is written as `Value(name)`.
         arrays: in spec order, on the SoA's device, with the shapes and dtypes that `arrays` gives.
-            They are waited for. An array may alias the SoA, and then changes with it.
+            They are waited for. An array may alias the SoA's buffer, and then changes with it.
 
     Raises:
         TypeError, ValueError: an array of another kind, dtype, shape or device; a column that

@@ -174,10 +174,14 @@ def object_array():
         (object_array, TypeError, "holds Python objects"),
         (lambda: memoryview(object_array()), TypeError, "holds Python objects"),
         (lambda: np.ma.zeros(NBYTES, "u1"), TypeError, "masked array"),
-        (lambda: [0] * NBYTES, TypeError, "cannot wrap list: it offers neither"),
+        (lambda: [0] * NBYTES, TypeError, "cannot wrap list .*bytes-like object is required"),
         (lambda: None, TypeError, "cannot wrap NoneType"),
         (lambda: 0x7F0000000000, TypeError, "cannot wrap int"),
         (lambda: "x" * NBYTES, TypeError, "cannot wrap str"),
+        (lambda: bytes, TypeError, "cannot wrap <class 'bytes'>: it is a class"),
+        (lambda: Segment(None), TypeError, "cannot wrap Segment"),
+        (lambda: DLPackOnly(aligned(NBYTES), ("cpu", 0)), BufferError, "has no memory to wrap"),
+        (lambda: DLPackOnly(aligned(NBYTES), (1,)), BufferError, "has no memory to wrap"),
         (lambda: DLPackOnly(aligned(NBYTES), (2, 1)), BufferError, "DLPackOnly is on another device"
          ": got cuda:1, needed host memory"),
         (lambda: DLPackOnly(aligned(NBYTES), (77, 0)), BufferError, "got DLPack device 77:0"),
@@ -200,6 +204,62 @@ def test_alignment_is_that_of_the_largest_item(offset):
                 layout.wrap(memory, 5)
         else:
             layout.wrap(memory, 5)["x"][:] = 1
+
+
+class Segment:
+    """Something with a `buf`, as SharedMemory has."""
+
+    def __init__(self, buf):
+        self.buf = buf
+
+
+def test_read_only_segments_stay_read_only():
+    """The flag of the memory counts, not the kind of object that holds it."""
+    soa = LAYOUT.wrap(Segment(memoryview(image())), ROWS)
+    assert soa.readonly
+    assert not soa["x"].flags.writeable
+    assert not LAYOUT.wrap(Segment(memoryview(bytearray(image()))), ROWS).readonly
+
+
+def test_buffers_that_numpy_was_only_pointed_at(tmp_path):
+    """The export is held below `np.memmap` and `np.ndarray(buffer=...)`, too."""
+    path = tmp_path / "soa.bin"
+    path.write_bytes(image() + b"more")
+    mapped = np.memmap(path, np.uint8, mode="r+")
+    below = bytearray(b"start " * 20 + image())
+    pointed = np.ndarray(NBYTES, np.uint8, below, offset=120)
+    for owner, close in (
+        (mapped, mapped._mmap.close),
+        (mapped[:NBYTES], mapped._mmap.close),
+        (pointed, below.clear),
+        (pointed.view(np.float32).reshape(-1, 2), below.clear),
+    ):
+        x = LAYOUT.wrap(owner, ROWS)["x"]
+        np.testing.assert_array_equal(x, np.arange(ROWS))
+        assert x.flags.writeable
+        assert np.shares_memory(x, owner)
+        with pytest.raises(BufferError):
+            close()
+    del x
+    below.clear()
+    frozen = np.memmap(path, np.uint8, mode="r")
+    assert LAYOUT.wrap(frozen, ROWS).readonly
+
+
+def test_a_flag_set_later_changes_nothing():
+    """What was writable when it was wrapped stays so, whatever becomes of the owner's flag."""
+    owner = aligned(NBYTES)
+    soa = LAYOUT.wrap(owner, ROWS)
+    owner.flags.writeable = False
+    assert not soa.readonly
+    soa["x"][0] = 1
+
+
+def test_structures_with_a_capital_o():
+    """A field's name is no sign of Python objects."""
+    structure = type("S", (ctypes.Structure,), {"_fields_": [("Offset", ctypes.c_float)]})
+    assert LAYOUT.wrap((structure * 1000)(), ROWS)["x"][0] == 0
+    assert LAYOUT.wrap(memoryview(np.zeros(200, [("O", "f4")])), ROWS)["x"][0] == 0
 
 
 def test_no_rows_need_no_memory():

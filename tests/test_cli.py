@@ -66,6 +66,13 @@ def test_bad_arguments(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_file_without_end(capsys):
+    """No more is read than a layout may take."""
+    with pytest.raises(SystemExit):
+        main(["describe", "/dev/zero", "--rows", "3"])
+    assert "more than 1048576 bytes" in capsys.readouterr().err
+
+
 def test_demo_without_frameworks(run_python):
     """Without torch and JAX the demo says what is missing, and shows the rest."""
     code = """if True:

@@ -281,6 +281,32 @@ def test_write_inside_jit_is_refused():
         jax.jit(lambda x: write(soa, Spec(x="x"), [x]))(jnp.zeros(10))
 
 
+@pytest.mark.parametrize("copy", [False, None, True])
+def test_arrays_of_an_soa_inside_jit(copy):
+    """Taken inside a transformation, arrays are constants of it, also when they are copies."""
+    layout = layout_of("bfloat16", "float32")
+    soa = layout.allocate(128)
+    soa["gap"][:] = soa["x"][:] = 3
+    spec = Spec(gap="gap", x="x") if copy is False else Spec(gap="gap", x="x", xz=["x", "z"])
+
+    def add(y):
+        gap, x, *_ = arrays(soa, spec, copy=copy)
+        return gap + x.astype(jnp.float32) + y
+
+    for _ in range(2):
+        assert jax.jit(add)(jnp.ones(128))[5] == 7
+        assert jax.vmap(add)(jnp.ones((2, 128)))[1, 5] == 7
+        assert jax.eval_shape(add, jnp.ones(128)).shape == (128,)
+        assert add(jnp.ones(128))[5] == 7
+
+
+@pytest.mark.parametrize("make", [lambda x: LAYOUT.wrap(x, 3), lambda x: LAYOUT.wrap(x, 3)["x"]])
+def test_traced_arrays_have_no_memory(make):
+    """A tracer cannot be wrapped."""
+    with pytest.raises(BufferError, match="has no memory to wrap"):
+        jax.jit(make)(jnp.ones(1000))
+
+
 def test_padded_rows_differ_by_dtype():
     """Padded rows are those of each tensor's own dtype."""
     soa = layout_of("float32", "int8").allocate(33)

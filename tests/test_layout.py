@@ -55,6 +55,9 @@ def test_dtypes_as_numpy_spells_them(given, name):
         (lambda: Column("x", "f4", (2.0,)), TypeError, "must be an integer, got 2.0"),
         (lambda: Column("x", "f4", (True,)), TypeError, "must be an integer, got True"),
         (lambda: Column("x", "f4", (2, 2), order="A"), ValueError, "order must be 'F' or 'C'"),
+        (lambda: Column("x", "f4", (2, 2), order=np.array("C")), ValueError, "order must be"),
+        (lambda: Layout([type("Own", (Column,), {})("x", "f4")]), TypeError, "a field must be"),
+        (lambda: Layout([Column(str(i), "i1") for i in range(65_537)]), ValueError, "too many"),
         (lambda: Layout([]), ValueError, "at least one field"),
         (lambda: Layout("ab"), TypeError, "a list of Column and Scalar, got 'ab'"),
         (lambda: Layout(Column("x", "f4")), TypeError, "a list of Column and Scalar"),
@@ -144,6 +147,20 @@ def test_bad_rows(call, rows, error, message):
     """A row count is an integer that is not negative."""
     with pytest.raises(error, match=message):
         getattr(XYZ, call)(rows)
+
+
+def test_rows_beyond_memory():
+    """More rows than int64 counts are refused even where they take no memory."""
+    layout = Layout([Scalar("n", "i4")])
+    assert len(layout.wrap(bytes(128), 2**62)) == 2**62
+    for make in (lambda: layout.wrap(bytes(128), 2**63), lambda: layout.allocate(2**63)):
+        with pytest.raises(ValueError, match="9223372036854775808 rows are more than memory can"):
+            make()
+
+
+def test_names_that_do_not_print():
+    """The memory map shows control characters as such."""
+    assert repr("a\n\x1b[2J") in Layout([Column("a\n\x1b[2J", "f4")]).describe(3)
 
 
 def test_dense_rows():

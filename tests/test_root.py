@@ -71,6 +71,43 @@ def test_bad_columns(file, capsys, tree, columns, message):
     assert message in capsys.readouterr().err
 
 
+def test_what_is_no_tree(tmp_path, capsys):
+    """Histograms, strings, records and damaged files are named in one sentence."""
+    path = tmp_path / "other.root"
+    records = awkward.zip({"a": [1, 2], "b": [1.5, 2.5]})
+    with uproot.recreate(path) as out:
+        out["histogram"] = np.histogram([1.0, 2.0])
+        out.mkrntuple("records", {"r": records})
+    damaged = tmp_path / "damaged.root"
+    damaged.write_bytes(path.read_bytes()[:300])
+    nothing = tmp_path / "nothing.root"
+    nothing.write_bytes(b"no ROOT file")
+    for file, tree, branch, message in (
+        (path, "histogram", "x", "no branch 'x'"),
+        (path, "records", "r", "branch 'r' holds records; name one of its members"),
+        (damaged, "records", "r", "damaged.root"),
+        (nothing, "records", "r", "nothing.root"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["demo", "--root", str(file), "--tree", tree, "--columns", branch])
+        assert stopped.value.code == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("first", [7.0, 8.0, 0.0, 1.0])
+def test_the_proof_does_not_depend_on_the_data(first, tmp_path, run_python):
+    """The demo's own write is seen whatever stood there before."""
+    path = tmp_path / "own.root"
+    with uproot.recreate(path) as out:
+        out.mkrntuple("t", {"x": np.full(5, first)})
+    out = run_python(
+        "-m", "soaview", "demo", "--root", str(path), "--tree", "t", "--columns", "x"
+    ).stdout
+    assert out.count(": yes") == 2
+
+
 @pytest.mark.parametrize("tree", ["events", "nothing"])
 def test_the_demo_runs_on_a_file(file, run_python, tree):
     """The demo shows a user's own file through both frameworks, without a copy."""

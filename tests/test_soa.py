@@ -7,6 +7,7 @@ import gc
 import pickle
 import weakref
 
+import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
 import numpy as np
 import pytest
 
@@ -178,9 +179,15 @@ GOOD = {"pt": np.zeros(4, "f4"), "cov": np.zeros((4, 2, 3)), "n": 1}
             {"n": 2**31},
             None,
             ValueError,
-            "'n': does not fit int32: Python integer 2147483648 out of",
+            "'n': Python integer 2147483648 out of",
         ),
-        ({"pt": [1e300] * 4}, None, ValueError, "'pt': does not fit float32: overflow"),
+        ({"pt": [1e300] * 4}, None, ValueError, "'pt': a number is beyond what float32"),
+        ({"pt": [10**39] * 4}, None, ValueError, "'pt': a number is beyond what float32"),
+        ({"pt": [np.float64(0.1)] * 4}, None, TypeError, "'pt': got dtype float64"),
+        ({"pt": np.ma.zeros(4, "f4")}, None, TypeError, "'pt': a masked array's mask"),
+        ({"pt": [[1.0], [1.0, 2.0]]}, None, ValueError, "'pt': .*inhomogeneous"),
+        ({"n": np.float64(1)}, None, TypeError, "'n': got dtype float64, expected int32"),
+        ({"n": [np.array(300)]}, None, TypeError, "'n': got dtype int64, expected int32"),
         ({"n": [1] * 4}, None, ValueError, r"'n': got shape \(4,\), expected \(\)"),
         ({"pt": 3.0}, None, ValueError, r"'pt': got shape \(\), expected \(4,\)"),
         ({"pt": np.zeros(5, "f4")}, None, ValueError, "'cov': got shape .*same row count"),
@@ -203,6 +210,14 @@ def test_pack_needs_every_field():
         LAYOUT.pack({"pt": GOOD["pt"]})
     with pytest.raises(TypeError, match="arrays must be a mapping"):
         LAYOUT.pack([1, 2])
+
+
+def test_pack_of_bfloat16():
+    """A number beyond bfloat16 is refused as for other floats; infinity itself is not."""
+    layout = Layout([Column("h", "bfloat16")])
+    assert layout.pack({"h": [1e38, float("inf")]})["h"][1] == float("inf")
+    with pytest.raises(ValueError, match="'h': a number is beyond what bfloat16 holds"):
+        layout.pack({"h": [1e300]})
 
 
 def test_transposed_columns_have_their_own_sentence():

@@ -166,6 +166,26 @@ def test_evenness_does_not_depend_on_rows():
             views(layout.allocate(rows), Spec(t=["a", "b", "c"]))
 
 
+def test_long_messages_are_cut():
+    """Neither a thousand columns nor a very long name makes a message that nobody can read."""
+    layout = Layout([Column(f"c{i}", "f4" if i % 3 else "f8") for i in range(3000)])
+    names = [f"c{i}" for i in range(3000) if i % 3]
+    for wrong in (names, names[::-1]):
+        with pytest.raises(BufferError) as raised:
+            views(layout.allocate(1), Spec(t=wrong))
+        assert len(str(raised.value)) < 3000
+    with pytest.raises(KeyError) as raised:
+        layout.field("a" * 10**6)
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("padded", [1, 0, "False", None, np.True_])
+def test_padded_is_true_or_false(padded):
+    """`padded` is True or False, and nothing that counts as such."""
+    with pytest.raises(TypeError, match="padded must be True or False"):
+        views(LAYOUT.allocate(3), Spec(x="x"), padded=padded)
+
+
 def test_views_of_something_else():
     """What is no SoA or no Spec is named, with the way out."""
     with pytest.raises(TypeError, match="soa must be an SoA, got ndarray; .*layout.wrap"):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import mmap
 import threading
+import warnings
 import weakref
 
 import numpy as np
 import pytest
 import torch
 from cases import filled, layout_of
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import soaview_torch
 from soaview import Column, Layout, Scalar, Spec, Value
@@ -62,14 +65,15 @@ def test_autograd_sees_a_change_through_another_tensor():
 def test_a_graph_does_not_outlive_its_tensors():
     """After a write of values that require a gradient, later calls give plain tensors again."""
     soa = LAYOUT.allocate(10)
-    x, k = tensors(soa, SPEC.subset("x", "k"))
+    spec = Spec(x="x", k="k")
+    x, k = tensors(soa, spec)
     values = torch.ones(10, requires_grad=True)
     x.copy_(values * 2)
     assert x.requires_grad
     graph = weakref.ref(values)
     x.sum().backward()
     assert values.grad.tolist() == [2] * 10
-    for found in (tensors(soa, SPEC), tensors(soa, SPEC, copy=None), tensors(soa[:5], SPEC)):
+    for found in (tensors(soa, spec), tensors(soa, spec, copy=None), tensors(soa[:5], spec)):
         assert not any(t.requires_grad for t in found)
     del x, k, found, values
     gc.collect()
@@ -80,7 +84,9 @@ def test_a_graph_does_not_outlive_its_tensors():
 def test_write_records_no_gradient():
     """`write` takes model outputs with their graph, and leaves it behind."""
     soa = LAYOUT.allocate(10)
+    [before] = tensors(soa, Spec(x="x"))
     write(soa, Spec(x="x"), [torch.ones(10, requires_grad=True) * 3])
+    assert not before.requires_grad
     assert soa["x"].tolist() == [3] * 10
     assert not tensors(soa, Spec(x="x"))[0].requires_grad
 
@@ -94,6 +100,16 @@ def test_inference_mode_leaves_no_trace():
     assert not any(t.is_inference() for t in found)
     weight = torch.ones(10, requires_grad=True)
     (found[2] * weight).sum().backward()
+    layout = Layout([Column("d", "float64"), Column("x", "float32")])
+    weight = torch.ones(10, requires_grad=True, dtype=torch.float64)
+    for copy in (False, None, True):
+        soa = layout.allocate(10)
+        with torch.inference_mode():
+            tensors(soa, Spec(d="d"), copy=copy)
+            write(soa, Spec(x="x"), [torch.ones(10)])
+        [d] = tensors(soa, Spec(d="d"), copy=copy)
+        assert not d.is_inference()
+        (d * weight).sum().backward()
 
 
 def test_gradients_of_tensors():
@@ -174,10 +190,19 @@ def test_torch_tensors_can_be_wrapped():
     owner[0] = 1
     with pytest.raises(BufferError, match="not contiguous"):
         LAYOUT.wrap(torch.zeros(9999)[::2], 3)
-    with pytest.raises(BufferError, match="does not export its memory .*detach"):
-        LAYOUT.wrap(torch.zeros(9999, requires_grad=True), 3)
-    with pytest.raises(BufferError, match="does not export its memory .*uint8 view"):
-        LAYOUT.wrap(torch.zeros(9999, dtype=torch.bfloat16), 3)
+    for odd in (
+        torch.zeros(9999, requires_grad=True),
+        torch.zeros(9999, dtype=torch.bfloat16),
+        torch.zeros(9999, dtype=torch.complex64).conj(),
+        torch._neg_view(torch.zeros(9999)),
+        torch.zeros(9999).to_sparse(),
+    ):
+        with pytest.raises(BufferError, match="does not export its memory .*detached, as its uin"):
+            LAYOUT.wrap(odd, 3)
+    with FakeTensorMode(), warnings.catch_warnings(action="ignore"):
+        fake = torch.zeros(9999)
+        with pytest.raises(BufferError, match="does not export its memory"):
+            LAYOUT.wrap(fake, 3)
     assert LAYOUT.wrap(torch.zeros(9999, dtype=torch.bfloat16).view(torch.uint8), 3)
     with pytest.raises(BufferError, match="Tensor has no memory to wrap .*meta"):
         LAYOUT.wrap(torch.zeros(9999, device="meta"), 3)
@@ -196,6 +221,79 @@ def test_bad_writes(bad, error, message):
     """Only tensors of the SoA's device, in a list, are written."""
     with pytest.raises(error, match=message):
         write(LAYOUT.allocate(10), Spec(x="x"), bad)
+
+
+def test_a_wrapped_tensor_keeps_its_memory():
+    """`resize_` raises, and `set_` and `data =` leave the memory to the SoA."""
+    owner = torch.zeros(LAYOUT.nbytes(10), dtype=torch.uint8)
+    soa = LAYOUT.wrap(owner, 10)
+    with pytest.raises(RuntimeError, match="not resizable"):
+        owner.resize_(10**8)
+    with pytest.raises(RuntimeError, match="not resizable"):
+        owner.untyped_storage().resize_(0)
+    owner.set_(torch.zeros(3, dtype=torch.uint8))
+    owner.data = torch.zeros(5, dtype=torch.uint8)
+    tensors(soa, Spec(x="x"))[0].fill_(3)
+    assert soa["x"].tolist() == [3] * 10
+
+
+def test_storage_that_torch_moved():
+    """After `share_memory_` of a tensor, calls give the SoA's memory again, not what it left."""
+    soa, spec = LAYOUT.allocate(10), Spec(x="x")
+    for again in (spec, Spec(x="x")):
+        [x] = tensors(soa, spec)
+        x.share_memory_()
+        assert x.data_ptr() != soa.buffer.address
+        assert tensors(soa, again)[0].data_ptr() == soa.buffer.address
+        assert tensors(soa[2:], again)[0].data_ptr() == soa.buffer.address + 8
+        assert tensors(soa, again, copy=None)[0].data_ptr() == soa.buffer.address
+    tensors(soa, spec)[0].share_memory_()
+    write(soa, spec, [torch.ones(10)])
+    assert soa["x"].tolist() == [1] * 10
+
+
+def test_fake_tensors_leave_no_trace():
+    """Where torch gives no tensor of real memory, the call is refused, and later ones work."""
+
+    def take(soa):
+        return lambda x: tensors(soa, Spec(x="x"))[0] + x
+
+    for run in (
+        lambda f: make_fx(f, tracing_mode="fake")(torch.ones(10)),
+        lambda f: torch.func.functionalize(f)(torch.ones(10)),
+        lambda f: torch.func.grad(lambda y: f(y).sum())(torch.ones(10)),
+    ):
+        soa = LAYOUT.allocate(10)
+        with pytest.raises(TypeError, match="take the tensors outside, and pass them in"):
+            run(take(soa))
+        [x] = tensors(soa, Spec(x="x"))
+        assert type(x) is torch.Tensor
+        x[0] = 9
+        assert soa["x"][0] == 9
+
+
+def test_odd_tensors_are_not_half_written():
+    """What may fail when it is read is refused before the first byte is written."""
+    soa = LAYOUT.allocate(10)
+    with FakeTensorMode():
+        fake = torch.ones(10)
+    own = torch.ones(10).as_subclass(type("Own", (torch.Tensor,), {}))
+    for odd in (
+        fake,
+        own,
+        torch.ones(10).to_sparse(),
+        torch.nested.nested_tensor([torch.ones(10)], layout=torch.jagged),
+    ):
+        with pytest.raises(TypeError, match="tensor number 1: .*expected a plain dense"):
+            write(soa, Spec(x="x", y="y"), [torch.ones(10), odd])
+        assert not soa.buffer.root.any()
+    with pytest.raises(TypeError, match="outside of torch.func transforms"):
+        torch.func.vmap(lambda x: write(soa, Spec(x="x"), [x]))(torch.ones(10))
+    write(soa, Spec(x="x"), [torch.nn.Parameter(torch.ones(10))])
+    write(soa, Spec(y="y"), [torch._neg_view(torch.ones(10))])
+    assert soa[["x", "y"]][3].tolist() == [1, -1]
+    with pytest.raises(TypeError, match="soa must be an SoA, got NoneType"):
+        write(None, Spec(x="x"), [torch.ones(10)])
 
 
 def test_expanded_scalars():
