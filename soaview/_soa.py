@@ -177,50 +177,38 @@ def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:
 def _as_array(field: Column | Scalar, value: Any) -> NDArray[Any]:
     """`value` as an array of the field's dtype; only Python's own numbers are converted."""
     dtype = numpy_dtype(field.dtype)
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"field {field.name!r}: a masked array's mask would be lost; pass .data")
-    kinds = _kinds(value)
     try:
-        given = np.asarray(value)
-        if kinds is None and given.dtype.newbyteorder("=") == dtype:
-            return given
-        if kinds is None or max(kinds, default=0) > _KINDS[field.dtype.rstrip("0123456789")]:
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError("a masked array's mask would be lost; pass .data")
+        types = _types(value)
+        if plain := types <= {bool, int, float, complex}:
+            # NumPy's promotion of Python's numbers, where bfloat16 counts as the float it is.
+            weak = np.dtype("float16") if field.dtype == "bfloat16" else dtype
+            got = np.result_type(weak, *(kind() for kind in types))
+            fits = got == weak
+        else:
+            got = np.asarray(value).dtype.newbyteorder("=")
+            fits = got == dtype
+        if not fits:
             raise TypeError(
-                f"got dtype {given.dtype}, expected {field.dtype}; nothing is converted in "
-                f"silence: pass .astype({field.dtype!r})"
+                f"got dtype {got}, expected {field.dtype}; nothing is converted in silence: "
+                f"pass .astype({field.dtype!r})"
             )
         with np.errstate(over="ignore"):
             found = np.asarray(value, dtype)
-            # Python's numbers and lists, that is, and not beyond what the dtype holds.
-            if max(kinds, default=0) > 0 and not np.array_equal(
-                np.isfinite(found.astype(complex)), np.isfinite(np.asarray(value, complex))
-            ):
-                raise OverflowError(f"a number is beyond what {field.dtype} holds")
+        if plain and np.isinf(found).sum() > np.isinf(np.asarray(value, complex)).sum():
+            raise OverflowError(f"a number is beyond what {field.dtype} holds")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"field {field.name!r}: {error}") from None
     return found
 
 
-# What Python's numbers turn into without loss of kind: the same or a later one.
-_KINDS = {"bool": 0, "int": 1, "uint": 1, "bfloat": 2, "float": 2, "complex": 3}
-
-
-def _kinds(value: Any) -> set[int] | None:
-    """Which kinds of Python's own numbers a nested list holds; None if anything else."""
+def _types(value: Any) -> set[type]:
+    """Of the items of a nested list, or of the value itself."""
     if type(value) not in (list, tuple):
-        kind = _KINDS.get(type(value).__name__) if type(value) in _PLAIN else None
-        return None if kind is None else {kind}
-    kinds: set[int] = set()
-    for item in value:
-        inner = _kinds(item)
-        if inner is None:
-            return None
-        kinds |= inner
-    return kinds
-
-
-_PLAIN = (bool, int, float, complex)
+        return {type(value)}
+    return set().union(*map(_types, value))
 
 
 def check_copy(copy: object) -> None:
