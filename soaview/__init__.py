@@ -4,7 +4,8 @@ This is the core: it computes layouts and strides and knows NumPy only. `soaview
 `soaview_jax.arrays` hand its views to PyTorch and JAX.
 """
 
-from ._layout import Column, Layout, Scalar
+from ._fields import Column, Scalar
+from ._layout import Layout
 from ._soa import SoA
 from ._spec import Spec, Value
 from ._views import View, views

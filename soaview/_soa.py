@@ -14,7 +14,8 @@ from ._views import Scattered, View, views, views_or_columns
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ._layout import Column, Layout, Scalar
+    from ._fields import Column, Scalar
+    from ._layout import Layout
 
 
 class SoA:

@@ -16,7 +16,8 @@ from ._spec import Entry, Spec, Value
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ._layout import Column, Layout, Scalar
+    from ._fields import Column, Scalar
+    from ._layout import Layout
     from ._soa import SoA
 
 
