@@ -81,6 +81,17 @@ def test_a_graph_does_not_outlive_its_tensors():
     assert soa["x"].tolist() == [2] * 10
 
 
+def test_leaving_a_graph_keeps_the_version():
+    """Tensors from before and after a graph was written in still see each other's changes."""
+    soa, weight = LAYOUT.allocate(10), torch.ones(10, requires_grad=True)
+    x, y = tensors(soa, Spec(x="x", y="y"))
+    y.copy_(weight * 2)
+    loss = (weight * x.detach()).sum()
+    tensors(soa, Spec(x="x"))[0].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_write_records_no_gradient():
     """`write` takes model outputs with their graph, and leaves it behind."""
     soa = LAYOUT.allocate(10)
