@@ -117,10 +117,13 @@ def test_inference_mode_leaves_no_trace():
         soa = layout.allocate(10)
         with torch.inference_mode():
             tensors(soa, Spec(d="d"), copy=copy)
-            write(soa, Spec(x="x"), [torch.ones(10)])
         [d] = tensors(soa, Spec(d="d"), copy=copy)
         assert not d.is_inference()
         (d * weight).sum().backward()
+    soa = layout.allocate(10)
+    with torch.inference_mode():
+        write(soa, Spec(d="d"), [torch.ones(10, dtype=torch.float64)])
+    assert not tensors(soa, Spec(d="d"))[0].is_inference()
 
 
 def test_gradients_of_tensors():
