@@ -223,10 +223,11 @@ def _holding_the_export(root: NDArray[np.uint8]) -> NDArray[np.uint8]:
     except (TypeError, ValueError, BufferError):
         return root  # no buffer, such as DLPack's capsule
     first = _address(root) - _address(whole)
-    held = whole[first : first + root.size]
     if not 0 <= first <= whole.size - root.size:
         return root
-    held.flags.writeable = root.flags.writeable
+    held = whole[first : first + root.size]
+    if not root.flags.writeable:
+        held.flags.writeable = False
     return held
 
 

@@ -197,7 +197,7 @@ class Tensor:
 class Plan:
     """A spec compiled for a layout.
 
-    `geometry(rows, start, *blocks)` gives the views' numbers; `scattered` holds the tensors that
+    `geometry(capacity, start, rows)` gives the views' numbers; `scattered` holds the tensors that
     have no single view, with their places in the spec.
     """
 
