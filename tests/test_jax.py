@@ -88,12 +88,13 @@ def test_64_bit_types_are_never_narrowed(name):
         with pytest.raises(TypeError, match=r"tensor 't' is .*64, .*narrow.*jax_enable_x64"):
             arrays(soa, Spec(x="x", t=name), copy=copy)
         assert arrays(soa, Spec(x="x"), copy=copy)[0].dtype == np.float32
+    spec = Spec(t=name)
     with jax.enable_x64(True):
-        [found] = arrays(soa, Spec(t=name))
+        [found] = arrays(soa, spec)
         assert found.dtype == soa[name].dtype
         assert found.unsafe_buffer_pointer() == soa.buffer.address + WIDE.offset(name, 32)
     with pytest.raises(TypeError, match="narrow"):
-        arrays(soa, Spec(t=name))
+        arrays(soa, spec)
 
 
 def test_what_is_kept_from_one_call_never_answers_another():
@@ -105,6 +106,10 @@ def test_what_is_kept_from_one_call_never_answers_another():
         assert len(arrays(soa, Spec(x="x"))) == 1
         with jax.enable_x64(True):
             assert arrays(soa, spec)[1].shape == (64,)
+        odd = LAYOUT.allocate(33)
+        assert arrays(odd, spec)[0].shape == (33,)
+        assert arrays(odd, spec, padded=True)[0].shape == (64,)
+        assert arrays(odd, spec)[0].shape == (33,)
         jax.jit(lambda x: x + 1, donate_argnums=0)(arrays(soa, spec)[0]).block_until_ready()
         assert not soa["x"].any()
 
@@ -148,6 +153,7 @@ def test_copies_are_finished(megabytes):
         soa["x"][:] = soa["y"][:] = round_
         for copy in (None, True):
             [t] = arrays(soa, Spec(t=["x", "y"]), copy=copy)
+            assert t.is_ready()
             soa["x"][:] = soa["y"][:] = -1
             assert (np.asarray(t) == round_).all()
             soa["x"][:] = soa["y"][:] = round_
