@@ -154,6 +154,14 @@ def test_the_owner_is_let_go():
     assert gone() is None
 
 
+class OnTheDevice:
+    """A producer that offers nothing but CUDA's interface; nobody follows the pointer."""
+
+    __cuda_array_interface__ = {  # noqa: RUF012 - as producers have it
+        "shape": (NBYTES,), "typestr": "|u1", "data": (1 << 40, False), "version": 3,
+    }  # fmt: skip
+
+
 def object_array():
     return np.array([None] * 400)
 
@@ -178,6 +186,7 @@ def object_array():
         (lambda: None, TypeError, "cannot wrap NoneType"),
         (lambda: 0x7F0000000000, TypeError, "cannot wrap int"),
         (lambda: "x" * NBYTES, TypeError, "cannot wrap str"),
+        (OnTheDevice, BufferError, "OnTheDevice is on another device: got cuda"),
         (lambda: bytes, TypeError, "cannot wrap <class 'bytes'>: it is a class"),
         (lambda: Segment(None), TypeError, "cannot wrap Segment"),
         (lambda: DLPackOnly(aligned(NBYTES), ("cpu", 0)), BufferError, "has no memory to wrap"),

@@ -147,6 +147,8 @@ def test_bad_rows(call, rows, error, message):
     """A row count is an integer that is not negative."""
     with pytest.raises(error, match=message):
         getattr(XYZ, call)(rows)
+    with pytest.raises(error, match=message):
+        XYZ.wrap(bytes(1000), rows)
 
 
 def test_rows_beyond_memory():
