@@ -75,7 +75,7 @@ def check_bounds(views: Iterable[Geometry], nbytes: int) -> None:
     number beyond int64 even where no element is touched.
     """
     for name, _, itemsize, shape, strides, offset in views:
-        if type(offset) is int and offset >= 0 and len(shape) == len(strides):
+        if offset >= 0 and len(shape) == len(strides):
             last, axis = offset, 0
             for stride in strides:  # zip would take half of the time
                 count = shape[axis]
@@ -94,7 +94,11 @@ def check_bounds(views: Iterable[Geometry], nbytes: int) -> None:
                     # A number that is no plain int has made `last` one of its own kind.
                     if type(last) is int and (last + 1) * itemsize <= nbytes:
                         continue
-                elif offset * itemsize <= nbytes and max(*shape, *strides) <= INT64_MAX:
+                elif (
+                    type(offset) is int
+                    and offset * itemsize <= nbytes
+                    and max(*shape, *strides) <= INT64_MAX
+                ):
                     continue
         raise ValueError(
             f"tensor {name!r}: shape {shape!r}, strides {strides!r} at offset {offset!r} "
@@ -148,8 +152,9 @@ class Buffer:
 
     def __init__(self, owner: object, nbytes: int, itemsize: int) -> None:
         """Hold the first `nbytes` bytes of `owner`, aligned for items of `itemsize` bytes."""
-        root = owner if type(owner) is np.ndarray else _host_memory(owner)
-        if root.dtype is not _BYTE or root.ndim != 1 or not root.flags.c_contiguous:
+        plain = type(owner) is np.ndarray
+        root: NDArray[Any] = owner if plain else _host_memory(owner)  # type: ignore[assignment]
+        if root.dtype is not _BYTE or root.strides != (1,):
             root = _as_bytes(root)
         if root.size < nbytes:
             raise ValueError(
@@ -158,7 +163,7 @@ class Buffer:
             )
         # Even of the same size: a flag that somebody sets on the owner later does not reach this.
         root = root[:nbytes]
-        if root.base is not owner or getattr(root.base, "base", None) is not None:
+        if not plain or owner.base is not None:  # type: ignore[attr-defined]
             root = _holding_the_export(root)
         # NumPy's flag is ten times cheaper than asking it for the address.
         wide = root.view(_NUMPY[WIDEST[itemsize]])
