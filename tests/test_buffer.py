@@ -251,8 +251,10 @@ def test_buffers_that_numpy_was_only_pointed_at(tmp_path):
             close()
     del x
     below.clear()
-    frozen = np.memmap(path, np.uint8, mode="r")
-    assert LAYOUT.wrap(frozen, ROWS).readonly
+    frozen = np.ndarray(NBYTES, np.uint8, bytearray(image()))
+    frozen.flags.writeable = False
+    for readonly in (np.memmap(path, np.uint8, mode="r"), frozen):
+        assert LAYOUT.wrap(readonly, ROWS).readonly
 
 
 def test_a_flag_set_later_changes_nothing():
