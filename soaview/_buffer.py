@@ -72,10 +72,10 @@ def check_bounds(views: Iterable[Geometry], nbytes: int) -> None:
 
     DLPack carries no buffer size and NumPy's own check wraps at 2**64, so this is the only check
     between a wrong number and foreign memory: plain Python integers, no negative stride, and no
-    number beyond int64 even where no element is touched.
+    number beyond int64 even where no element is touched. A view has as many strides as axes.
     """
     for name, _, itemsize, shape, strides, offset in views:
-        if offset >= 0 and len(shape) == len(strides):
+        if offset >= 0:
             last, axis = offset, 0
             for stride in strides:  # zip would take half of the time
                 count = shape[axis]

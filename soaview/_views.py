@@ -47,6 +47,11 @@ class View:
     buffer: Buffer
 
     def __post_init__(self) -> None:
+        if len(self.shape) != len(self.strides):
+            raise ValueError(
+                f"tensor {self.name!r}: shape {self.shape} and strides {self.strides} differ in "
+                f"length"
+            )
         itemsize = ITEMSIZE[self.dtype]
         numbers = (self.name, self.dtype, itemsize, self.shape, self.strides, self.offset)
         check_bounds([numbers], self.buffer.nbytes)

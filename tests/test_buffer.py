@@ -333,7 +333,7 @@ def test_unguarded_memory_holds_the_owner():
 def fits(itemsize, shape, strides, offset, nbytes):
     """The oracle: list every byte that the view touches."""
     numbers = [*shape, *strides, offset]
-    if len(shape) != len(strides) or any(type(n) is not int for n in numbers):
+    if any(type(n) is not int for n in numbers):
         return False
     if any(not 0 <= n <= INT64_MAX for n in numbers) or offset * itemsize > nbytes:
         return False
@@ -361,12 +361,7 @@ def test_the_gate_agrees_with_an_oracle(data):
     itemsize = data.draw(st.sampled_from([1, 2, 4, 8, 16]))
     ndim = data.draw(st.integers(0, 3))
     shape = tuple(data.draw(st.lists(number, min_size=ndim, max_size=ndim)))
-    extra = data.draw(st.sampled_from([0] * 30 + [1, -1]))
-    strides = (
-        tuple(data.draw(st.lists(number, min_size=ndim + extra, max_size=ndim + extra)))
-        if ndim + extra >= 0
-        else ()
-    )
+    strides = tuple(data.draw(st.lists(number, min_size=ndim, max_size=ndim)))
     offset, nbytes = data.draw(number), data.draw(st.integers(0, 200))
     view = ("t", "dtype", itemsize, shape, strides, offset)
     if fits(itemsize, shape, strides, offset, nbytes):
@@ -404,3 +399,6 @@ def test_the_gate_stands_before_every_view():
         soa["x"]
     with pytest.raises(ValueError, match="do not lie inside"):
         View("t", "float32", 1, (NBYTES,), (1,), 0, soa.buffer)
+    for shape, strides in (((2, 2), (1,)), ((2,), (1, 1)), ((), (1,))):
+        with pytest.raises(ValueError, match="differ in length"):
+            View("t", "float32", 4, shape, strides, 0, soa.buffer)
