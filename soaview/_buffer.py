@@ -77,9 +77,9 @@ def check_bounds(views: Iterable[Geometry], nbytes: int) -> None:
     for name, _, itemsize, shape, strides, offset in views:
         if offset >= 0:
             last, axis = offset, 0
-            for stride in strides:  # zip would take half of the time
+            for stride in strides:  # zip is slower
                 count = shape[axis]
-                axis += 1  # noqa: SIM113 - so would enumerate
+                axis += 1  # noqa: SIM113 - so is enumerate
                 if count > 1 and stride > 0:
                     last += (count - 1) * stride
                 elif not (
@@ -152,8 +152,11 @@ class Buffer:
 
     def __init__(self, owner: object, nbytes: int, itemsize: int) -> None:
         """Hold the first `nbytes` bytes of `owner`, aligned for items of `itemsize` bytes."""
-        plain = type(owner) is np.ndarray
-        root: NDArray[Any] = owner if plain else _host_memory(owner)  # type: ignore[assignment]
+        root: NDArray[Any]
+        if type(owner) is np.ndarray:
+            root, pointed = owner, owner.base is not None
+        else:
+            root, pointed = _host_memory(owner), True
         if root.dtype is not _BYTE or root.strides != (1,):
             root = _as_bytes(root)
         if root.size < nbytes:
@@ -163,7 +166,7 @@ class Buffer:
             )
         # Even of the same size: a flag that somebody sets on the owner later does not reach this.
         root = root[:nbytes]
-        if not plain or owner.base is not None:  # type: ignore[attr-defined]
+        if pointed:
             root = _holding_the_export(root)
         # NumPy's flag is ten times cheaper than asking it for the address.
         wide = root.view(_NUMPY[WIDEST[itemsize]])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from soaview import SoA, Spec, Value, View, views
+from soaview import SoA, Spec, View, views
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,3 @@ def load(name: str) -> Any:
 
 def spec_of(entry: Any) -> Spec:
     return Spec({"t": list(entry) if isinstance(entry, tuple) else entry})
-
-
-__all__ = ["ADAPTERS", "Divergence", "NumPyAdapter", "Value", "load", "spec_of"]

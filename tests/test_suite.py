@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from adapters import NumPyAdapter
 
-from soaview import Layout, SoA, views
+from soaview import Layout, SoA
 
 HERE = Path(__file__).parent
 
@@ -165,8 +165,3 @@ def test_a_wrong_layout_fails(shift, monkeypatch):
     for image in IMAGES:
         for name, where in image.offsets.items():
             assert image.layout.offset(name, image.rows) != where["offset"]
-
-
-def test_views_is_what_the_suite_stands_on():
-    """The reference adapter uses the public `views`."""
-    assert views.__module__ == "soaview._views"
