@@ -5,10 +5,13 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ._views import View
 
 ITEMSIZE = {
     "bool": 1,
@@ -148,7 +151,13 @@ class Buffer:
 
     __slots__ = ("_unguarded", "imports", "nbytes", "owner", "root", "wide")
 
-    device = "cpu"
+    piecewise = False
+    """Whether each run of the layout's fields lies in memory of its own."""
+
+    @property
+    def device(self) -> str:
+        """Where the memory is."""
+        return "cpu"
 
     def __init__(self, owner: object, nbytes: int, itemsize: int) -> None:
         """Hold the first `nbytes` bytes of `owner`, aligned for items of `itemsize` bytes."""
@@ -188,6 +197,10 @@ class Buffer:
     def readonly(self) -> bool:
         """Whether the memory refuses writes."""
         return not self.root.flags.writeable
+
+    def locate(self, view: View) -> View:
+        """The same view over the piece of memory that holds it; here there is but one."""
+        return view
 
     @property
     def unguarded(self) -> NDArray[np.uint8]:

@@ -237,6 +237,17 @@ def targets(
             "the SoA's memory is read-only and cannot be written to; wrap memory that can: "
             'a file with numpy.memmap(mode="r+"), or a copy in layout.allocate(rows).buffer.root'
         )
+    check_given(soa, spec, found, given)
+    return found
+
+
+def check_given(
+    soa: SoA,
+    spec: Spec,
+    found: list[View | Scattered],
+    given: list[tuple[tuple[int, ...], str, str]],
+) -> None:
+    """Whether tensors of these (shape, dtype, device) fit the places found for them."""
     if len(given) != len(found):
         raise ValueError(f"got {len(given)} tensors, but the spec has {len(found)}: {list(spec)}")
     written: dict[str, str] = {}
@@ -271,7 +282,6 @@ def targets(
                     f"write the valid ones, [:soa.rows]"
                 )
             raise ValueError(_wrong_shape(f"tensor {name!r}", shape, view.shape))
-    return found
 
 
 def _wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) -> str:

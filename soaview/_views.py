@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._buffer import ITEMSIZE, Buffer, Geometry, check_bounds, host_array
+from ._runs import run_numbers
 from ._spec import Entry, Spec, Value
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class View:
     @property
     def address(self) -> int:
         """Of the first element."""
-        return self.buffer.address + self.byte_offset
+        at = self.buffer.locate(self)
+        return at.buffer.address + at.byte_offset
 
     @property
     def device(self) -> str:
@@ -73,7 +75,8 @@ class View:
 
     def numpy(self) -> NDArray[Any]:
         """The NumPy view. It is read-only where the memory is, and where rows share one value."""
-        array = host_array(self.buffer.root, self.dtype, self.shape, self.strides, self.offset)
+        at = self.buffer.locate(self)
+        array = host_array(at.buffer.root, at.dtype, at.shape, at.strides, at.offset)
         if self.strides[:1] == (0,):
             array.flags.writeable = False
         return array
@@ -87,7 +90,7 @@ class View:
         return self.numpy().__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.buffer.root.__dlpack_device__()
+        return self.numpy().__dlpack_device__()
 
     def __repr__(self) -> str:
         return (
@@ -114,7 +117,13 @@ class Scattered:
 
     def why(self) -> str:
         """Why it cannot be viewed without a copy, and the ways out."""
-        return f"{_why(self.soa, self.columns)}; {_way_out(self.soa.layout, self.columns)}"
+        layout = self.soa.layout
+        if self.soa.buffer.piecewise and _in_pieces(layout, self.columns):
+            return (
+                "its columns are in memory apart, for each run of equal fields has its own; "
+                "let copy=None of an adapter gather them"
+            )
+        return f"{_why(self.soa, self.columns)}; {_way_out(layout, self.columns)}"
 
 
 def views(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View]:
@@ -178,7 +187,7 @@ def _plan(soa: SoA, spec: Spec, padded: bool) -> Plan:
             f"and what follows them is other rows, not padding; take the whole SoA, and slice "
             f"what it gives"
         )
-    return compile_spec(soa.layout, spec, padded)
+    return compile_spec(soa.layout, spec, padded, soa.buffer.piecewise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +220,9 @@ class Plan:
 
 
 @lru_cache(maxsize=256)
-def compile_spec(layout: Layout, spec: Spec, padded: bool) -> Plan:
+def compile_spec(layout: Layout, spec: Spec, padded: bool, piecewise: bool) -> Plan:
     """Resolve names, dtypes and distances once; only integers that depend on rows are left."""
-    tensors = [_tensor(layout, name, entry) for name, entry in spec.items()]
+    tensors = [_tensor(layout, name, entry, piecewise) for name, entry in spec.items()]
     scattered = tuple((i, t) for i, t in enumerate(tensors) if t.columns)
     # One expression instead of a loop over forms, for an event loop meets a new row count in
     # every call, and this is several times faster. Names reach it as `n0`, ...: it is made of
@@ -252,7 +261,7 @@ def _numbers(tensor: Tensor, rows: str, blocks: list[str]) -> str:
     return f"{as_tuple(shape)}, {as_tuple(strides)}, {offset}"
 
 
-def _tensor(layout: Layout, name: str, entry: Entry) -> Tensor:
+def _tensor(layout: Layout, name: str, entry: Entry, piecewise: bool) -> Tensor:
     if isinstance(entry, Value):
         column = _field(layout, name, entry.name)
         if column.per_row:
@@ -272,7 +281,7 @@ def _tensor(layout: Layout, name: str, entry: Entry) -> Tensor:
         return Tensor(name, first.dtype, row, shape, strides, start, ())
     shape = (len(columns), *shape)
     distance = _distance(layout, columns)
-    if distance is None:
+    if distance is None or (piecewise and _in_pieces(layout, entry)):
         return Tensor(name, first.dtype, row, shape, (), (), tuple(entry))
     return Tensor(name, first.dtype, row, shape, (distance, *strides), start, ())
 
@@ -329,6 +338,11 @@ def _distance(layout: Layout, columns: list[Column | Scalar]) -> tuple[int, ...]
     }
     (step, *others) = steps
     return None if others or max(step) <= 0 else step
+
+
+def _in_pieces(layout: Layout, names: tuple[str, ...]) -> bool:
+    """Whether the fields lie in more than one run."""
+    return len({run_numbers(layout)[name] for name in names}) > 1
 
 
 def _one_step(layout: Layout, columns: list[Column | Scalar]) -> bool:

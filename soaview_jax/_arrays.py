@@ -7,20 +7,17 @@ from itertools import starmap
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from soaview import SoA, Spec, View
-from soaview._buffer import host_array
-from soaview._soa import check_copy, targets
+from soaview._buffer import exact_int, host_array
+from soaview._soa import check_copy, check_given, targets
 from soaview._views import Scattered, views_or_columns
 
-_NARROW = {
-    "int64": "int32",
-    "uint64": "uint32",
-    "float64": "float32",
-    "complex128": "complex64",
-}
+from ._tree import NARROW, Leaves, cut, from_leaves, leaves, put, x64
+
 _ALIGNMENT = 64  # bytes; XLA's CPU client copies what does not start on such an address
 
 
@@ -58,37 +55,41 @@ def arrays(
     ((32, 2), Array([0., 7.], dtype=float32))
     """
     check_copy(copy)
-    x64 = jax.dtypes.canonicalize_dtype("float64").itemsize == 8
+    wide = x64()
     ready = soa.ready.get("jax") if copy is False and type(soa) is SoA else None
-    if ready and ready[0] is spec and ready[1] is padded and ready[2] is x64:
+    if ready and ready[0] is spec and ready[1] is padded and ready[2] is wide:
         with jax.ensure_compile_time_eval():  # inside jit, too, these are arrays and no tracers
             return [_alias(*source) for source in ready[3]]
     found = views_or_columns(soa, spec, padded=padded)
-    if not x64:
+    if not wide:
         for view in found:
             _check_width(view)
+    buffer = soa.buffer
+    if isinstance(buffer, Leaves):
+        if buffer.traced:
+            return [cut(view) for view in found]
+        found = [v if isinstance(v, Scattered) else buffer.locate(v) for v in found]
     if copy is True:
         with jax.ensure_compile_time_eval():
             return _copies(found)
-    address = soa.buffer.address
-    obstacles = [_obstacle(soa, view, address) for view in found]
+    obstacles = [_obstacle(soa, view) for view in found]
     copied = [view for view, obstacle in zip(found, obstacles, strict=True) if obstacle]
     if copied and copy is False:
         raise BufferError(f"tensor {copied[0].name!r}: {next(filter(None, obstacles))}")
     sources = [
-        _source(view, address)
+        _source(view)
         for view, obstacle in zip(found, obstacles, strict=True)
         if isinstance(view, View) and not obstacle
     ]
-    if not copied:
-        soa.ready["jax"] = spec, padded, x64, sources
+    if not (copied or buffer.piecewise):
+        soa.ready["jax"] = spec, padded, wide, sources
     with jax.ensure_compile_time_eval():
         aliases, copies = starmap(_alias, sources), iter(_copies(copied))
         return [next(copies if obstacle else aliases) for obstacle in obstacles]
 
 
 def _check_width(view: View | Scattered) -> None:
-    narrow = _NARROW.get(view.dtype)
+    narrow = NARROW.get(view.dtype)
     if narrow is not None:
         raise TypeError(
             f"tensor {view.name!r} is {view.dtype}, and JAX has 64-bit types switched off: it "
@@ -98,7 +99,7 @@ def _check_width(view: View | Scattered) -> None:
         )
 
 
-def _obstacle(soa: SoA, view: View | Scattered, address: int) -> str | None:
+def _obstacle(soa: SoA, view: View | Scattered) -> str | None:
     """Why XLA cannot import this view, and the ways out; None where it can."""
     if isinstance(view, Scattered):
         return view.why()
@@ -111,7 +112,7 @@ def _obstacle(soa: SoA, view: View | Scattered, address: int) -> str | None:
             "NumPy cannot export bfloat16 through DLPack, and what JAX takes instead it aliases in "
             "row-major order only; take its columns one by one, or let copy=None copy it"
         )
-    start = address + view.byte_offset
+    start = view.address
     if start % _ALIGNMENT:
         return (
             f"it starts at address {start:#x}, {start % _ALIGNMENT} bytes past a multiple of "
@@ -163,13 +164,13 @@ def _padding(soa: SoA, view: View) -> str:
     )
 
 
-def _source(view: View, address: int) -> tuple[str, NDArray[Any], int]:
+def _source(view: View) -> tuple[str, NDArray[Any], int]:
     """What JAX imports, and where the array must then be."""
     # Without the read-only flag, for JAX asks for capsules that cannot carry it. It never writes
     # to memory that is imported as `_alias` does, not even when the array is donated.
     memory = view.buffer.unguarded
     host = host_array(memory, view.dtype, view.shape, view.strides, view.offset)
-    return view.name, host, address + view.byte_offset
+    return view.name, host, view.address
 
 
 def _alias(name: str, host: NDArray[Any], address: int) -> jax.Array:
@@ -243,15 +244,97 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
             view.numpy()[...] = value
 
 
-def _describe(number: int, array: object) -> tuple[tuple[int, ...], str, str]:
+def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
+    """The SoA with the spec's columns replaced, for the inside of `jit`: nothing is written.
+
+    What comes out of `jit` is an SoA like any other, but immutable: its columns are XLA's. Where a
+    jitted function is given such an SoA in `donate_argnums`, the columns change in place. Memory of
+    yours is never changed, donated or not; outside of `jit` it is copied first. A slice of such
+    memory gives an SoA of its rows alone.
+
+    Args:
+        soa: any, traced or not.
+        spec: which columns each array replaces; a scalar is replaced as `Value(name)`.
+        arrays: in spec order, with the shapes and dtypes that `arrays` gives.
+
+    Raises:
+        TypeError, ValueError: an array of another kind, dtype or shape; a column that would be
+            replaced twice; a 64-bit dtype while JAX has them switched off.
+
+    >>> from soaview import Column, Layout, Spec
+    >>> layout = Layout([Column("x", "float32"), Column("y", "float32")])
+    >>> @jax.jit
+    ... def double(soa):
+    ...     [x] = arrays(soa, Spec(x="x"))
+    ...     return update(soa, Spec(y="y"), [2 * x])
+    >>> soa = double(layout.pack({"x": [1.0, 2.0], "y": [0.0, 0.0]}))
+    >>> soa
+    SoA(2 rows, 256 bytes on cpu, read-only: x, y)
+    >>> soa["y"]
+    array([2., 4.], dtype=float32)
+    """
+    if not isinstance(arrays, (list, tuple)):
+        raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
+    views_or_columns(soa, spec)  # raises on what is no SoA, or no spec of it
+    if not isinstance(soa.buffer, Leaves):
+        # Copies, for what is made of them must not change when the memory does.
+        with jax.ensure_compile_time_eval():
+            copies = [jnp.array(leaf) for leaf in leaves(soa)]
+        for copy in copies:
+            copy.block_until_ready()
+        soa = from_leaves(soa.layout, soa.rows, copies)
+    assert isinstance(soa.buffer, Leaves)
+    found = views_or_columns(soa, spec)
+    if not x64():
+        for view in found:
+            _check_width(view)
+    for number, array in enumerate(arrays):
+        _check_kind(number, array)
+    given = [(array.shape, array.dtype.name, soa.device) for array in arrays]
+    check_given(soa, spec, found, given)
+    changed = list(soa.buffer.leaves)
+    for view, array in zip(found, arrays, strict=True):
+        put(view, array, changed)
+    return SoA(
+        soa.layout,
+        Leaves(soa.layout, soa.capacity, tuple(changed)),
+        soa.capacity,
+        soa.start,
+        soa.rows,
+    )
+
+
+def mask(soa: SoA, count: jax.Array | int) -> jax.Array:
+    """Which of the SoA's rows are among the first `count`: bool, shape `(rows,)`.
+
+    For an SoA of a fixed row count of which `count` are valid: `jit` compiles once for all counts.
+
+    >>> from soaview import Column, Layout
+    >>> mask(Layout([Column("x", "float32")]).allocate(4), 3)
+    Array([ True,  True,  True, False], dtype=bool)
+    """
+    if isinstance(count, jax.core.Tracer):
+        if count.shape or not jnp.issubdtype(count.dtype, jnp.integer):
+            raise TypeError(f"count must be one integer, got {count.dtype} of shape {count.shape}")
+    elif not 0 <= exact_int(count, "count") <= soa.rows:
+        raise ValueError(f"count must be between 0 and the SoA's {soa.rows} rows, got {count}")
+    return jnp.arange(soa.rows) < count
+
+
+def _check_kind(number: int, array: object) -> None:
     if not isinstance(array, jax.Array):
         raise TypeError(
             f"tensor number {number}: got {type(array).__name__}, expected a jax.Array; "
             f"jax.numpy.asarray makes one"
         )
+
+
+def _describe(number: int, array: jax.Array) -> tuple[tuple[int, ...], str, str]:
+    _check_kind(number, array)
     if isinstance(array, jax.core.Tracer):
         raise TypeError(
-            f"tensor number {number} is traced: write outside of jit, to what it returned"
+            f"tensor number {number} is traced: write outside of jit, to what it returned; inside, "
+            f"soaview_jax.update replaces columns"
         )
     platforms = {device.platform for device in array.devices()}
     return array.shape, array.dtype.name, "+".join(sorted(platforms))

@@ -139,15 +139,19 @@ def _copies(soa: SoA, spec: Spec, copy: bool | None, padded: bool) -> list[torch
     found = views_or_columns(soa, spec, padded=padded)
     all_of_them = copy is True or soa.readonly
 
+    def imported(view: View) -> torch.Tensor:
+        view = view.buffer.locate(view)
+        # The flag is lifted for reading only: what is made of this memory is copied.
+        memory = _Memory(view.buffer.unguarded) if soa.readonly else _memory(view.buffer)
+        return memory.alias(view)
+
     def tensor(view: View | Scattered) -> torch.Tensor:
         if isinstance(view, Scattered):
-            return torch.stack([memory.alias(part) for part in view.parts], dim=1)
-        alias = memory.alias(view)
+            return torch.stack([imported(part) for part in view.parts], dim=1)
+        alias = imported(view)
         return alias.clone(memory_format=torch.contiguous_format) if all_of_them else alias
 
     with torch.inference_mode(False):
-        # The flag is lifted for reading only: what is made of this memory is copied.
-        memory = _Memory(soa.buffer.unguarded) if soa.readonly else _memory(soa.buffer)
         return [tensor(view) for view in found]
 
 
