@@ -9,14 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
 from soaview import SoA, Spec, View
 from soaview._buffer import exact_int, host_array
+from soaview._runs import runs
 from soaview._soa import check_copy, check_given, targets
 from soaview._views import Scattered, views_or_columns
 
-from ._tree import NARROW, Leaves, cut, from_leaves, leaves, put, x64
+from ._tree import NARROW, Leaves, cut, from_leaves, leaves, put, shards, x64
 
 _ALIGNMENT = 64  # bytes; XLA's CPU client copies what does not start on such an address
 
@@ -302,6 +304,47 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
         soa.start,
         soa.rows,
     )
+
+
+def to(soa: SoA, sharding: jax.sharding.NamedSharding) -> SoA:
+    """The SoA with its rows split over the devices of a mesh, for the inside of `jit`.
+
+    Each device receives its part of each leaf in one transfer; scalars go to all of them. On the
+    CPU a part may be the memory itself, so leave that alone while the result is in use.
+
+    Args:
+        soa: any.
+        sharding: of the row axis alone: `NamedSharding(mesh, PartitionSpec("rows"))`.
+
+    Raises:
+        TypeError, ValueError: another kind of sharding; padded rows that the devices do not divide.
+
+    >>> from jax.sharding import NamedSharding
+    >>> from soaview import Column, Layout
+    >>> mesh = jax.make_mesh((1,), ("rows",))
+    >>> soa = Layout([Column("x", "float32")]).pack({"x": [1.0, 2.0]})
+    >>> to(soa, NamedSharding(mesh, PartitionSpec("rows")))
+    SoA(2 rows, 128 bytes on cpu, read-only: x)
+    """
+    if not isinstance(sharding, NamedSharding) or len(sharding.spec) > 1:
+        raise TypeError(
+            f"sharding must be a NamedSharding of one axis, that of the rows, such as "
+            f"NamedSharding(mesh, PartitionSpec('rows')), got {sharding!r:.200}"
+        )
+    columns, scalars = sharding.update(spec=(None, *sharding.spec)), sharding.update(spec=())
+    parts = shards(sharding, 0)
+    smallest = min((f.itemsize for f in soa.layout.fields if f.per_row), default=1)
+    step = soa.layout.alignment // smallest * parts
+    shardings = []
+    for run in runs(soa.layout, soa.rows):
+        shardings.append(columns if soa.layout.field(run.names[0]).per_row else scalars)
+        if shardings[-1] is columns and run.shape[1] % parts:
+            raise ValueError(
+                f"{parts} devices do not divide the {run.shape[1]} padded rows of "
+                f"{run.names[0]!r}; lay the SoA out for {-(-soa.rows // step) * step} rows, and "
+                f"use soaview_jax.mask"
+            )
+    return from_leaves(soa.layout, soa.rows, jax.device_put(list(leaves(soa)), shardings))
 
 
 def mask(soa: SoA, count: jax.Array | int) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -234,10 +235,29 @@ def cut(view: View | Scattered) -> jax.Array:
     if not view.shape:
         return block[0, 0]
     rows = view.shape[0] if view.strides[0] else 1
+    _check_shards(view, place.leaf, rows)
     block = lax.slice_in_dim(block, place.start, place.start + rows, axis=1)
     found = block.reshape(*(view.shape[axis] for axis in place.axes), rows)
     found = found.transpose(-1, *np.argsort([axis - 1 for axis in place.axes]))
     return jnp.broadcast_to(found, view.shape)
+
+
+def shards(sharding: jax.sharding.NamedSharding, axis: int) -> int:
+    """Into how many parts a sharding cuts an array's axis."""
+    names = (*sharding.spec, *[None] * axis, None)[axis]
+    names = (names,) if isinstance(names, str) else names or ()
+    return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def _check_shards(view: View, leaf: Any, rows: int) -> None:
+    """Where a mesh's axes are explicit, JAX cuts a sharded axis into equal parts only."""
+    parts = shards(jax.typeof(leaf).sharding, 1)
+    if rows % parts:
+        raise ValueError(
+            f"tensor {view.name!r}: {rows} rows do not split evenly over {parts} devices, as the "
+            f"mesh's explicit axes need it; take padded=True and soaview_jax.mask, or a mesh with "
+            f"axis_types=(jax.sharding.AxisType.Auto,)"
+        )
 
 
 def put(view: View | Scattered, value: jax.Array, leaves: list[Any]) -> None:

@@ -6,6 +6,7 @@ To run the suite on one of your own, write such a class and name it:
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ class Divergence:
 class NumPyAdapter:
     """The reference: NumPy over soaview's public views; it runs everywhere."""
 
+    aliases = True  # a tensor is the SoA's own memory, and not its values at the time of the call
+    copies = (False, None, True)  # the values of copy= that differ in what they give
     writable = True  # a write into a tensor is a write into the SoA
     divergences: tuple[Divergence, ...] = ()
 
@@ -217,20 +220,52 @@ class JaxAdapter(NumPyAdapter):
         return tuple(steps[axis] for axis in range(tensor.ndim))
 
 
+NARROWED = Divergence(
+    "JAX narrows 64-bit types in silence while they are switched off",
+    lambda view: view.dtype in ("int64", "uint64", "float64", "complex128"),
+    TypeError,
+    "jax_enable_x64",
+    copy=(False, None, True),
+)
+
+
 class Jax32Adapter(JaxAdapter):
     """soaview_jax with 64-bit types switched off, as JAX comes."""
 
     x64 = False
-    divergences = (
-        Divergence(
-            "JAX narrows 64-bit types in silence while they are switched off",
-            lambda view: view.dtype in ("int64", "uint64", "float64", "complex128"),
-            TypeError,
-            "jax_enable_x64",
-            copy=(False, None, True),
-        ),
-        *JaxAdapter.divergences,
-    )
+    divergences = (NARROWED, *JaxAdapter.divergences)
+
+
+class JitAdapter(JaxAdapter):
+    """soaview_jax on the SoA as an argument of jitted functions: it can cut everything."""
+
+    aliases = False
+    copies = (False,)
+    divergences = ()
+
+    def __init__(self):
+        super().__init__()
+        self.jitted = {}
+
+    def tensors(self, soa, spec, copy=False, padded=False):
+        key = repr((spec, copy, padded))
+        function = self.jitted.get(key)
+        if function is None:
+            arrays = functools.partial(self.adapter.arrays, spec=spec, copy=copy, padded=padded)
+            function = self.jitted[key] = self.jax.jit(arrays)
+        # The caller may write the memory next, and it is read until the results are there.
+        return self.jax.block_until_ready(function(soa))
+
+    def write(self, soa, spec, tensors):
+        updated = self.jax.jit(lambda s, given: self.adapter.update(s, spec, given))(soa, tensors)
+        self.adapter.write(soa, spec, self.tensors(updated, spec))
+
+
+class Jit32Adapter(JitAdapter):
+    """The same with 64-bit types switched off."""
+
+    x64 = False
+    divergences = (NARROWED,)
 
 
 ADAPTERS = {
@@ -238,6 +273,8 @@ ADAPTERS = {
     "torch": TorchAdapter,
     "jax": JaxAdapter,
     "jax-x64-off": Jax32Adapter,
+    "jit": JitAdapter,
+    "jit-x64-off": Jit32Adapter,
 }
 
 

@@ -15,6 +15,8 @@ import soaview
 
 # The memory under test is the host's; so are the results that JAX computes from it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Of which there are several, for what is split over many.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 load = functools.cache(adapters.load)
 
@@ -23,8 +25,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--adapter",
         action="append",
-        help="numpy, torch, jax, jax-x64-off or module:Class; may be repeated (default: the first "
-        "four). One that cannot be imported is an error, and its framework's own tests run only "
+        help=f"{', '.join(adapters.ADAPTERS)} or module:Class; may be repeated (default: all of "
+        "these). One that cannot be imported is an error, and its framework's own tests run only "
         "when it is named.",
     )
     parser.addoption("--data", help="folder with the ROOT files; runs the tests that read them")
@@ -36,6 +38,7 @@ def chosen(config):
 
 def pytest_configure(config):
     """An adapter that cannot be imported stops the run, before any test."""
+    config.addinivalue_line("markers", "aliasing: only for adapters whose tensors alias the SoA")
     for name in chosen(config):
         try:
             load(name)
@@ -49,6 +52,8 @@ def pytest_ignore_collect(collection_path, config):
     needs = {
         "test_torch.py": "torch" in names,
         "test_jax.py": "jax" in names,
+        "test_jit.py": "jit" in names,
+        "test_sharding.py": "jit" in names,
         "test_frameworks.py": {"torch", "jax"} <= set(names),
         "test_readme.py": {"torch", "jax"} <= set(names),
         "test_root.py": {"torch", "jax"} <= set(names),
@@ -59,7 +64,10 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_generate_tests(metafunc):
     if "adapter" in metafunc.fixturenames:
-        metafunc.parametrize("adapter", chosen(metafunc.config), indirect=True)
+        names = chosen(metafunc.config)
+        if metafunc.definition.get_closest_marker("aliasing"):
+            names = [name for name in names if load(name).aliases]
+        metafunc.parametrize("adapter", names, indirect=True)
 
 
 @pytest.fixture

@@ -332,4 +332,4 @@ def test_the_copying_import_is_still_an_alias():
 
 def test_public_names():
     """The public door is what it is."""
-    assert soaview_jax.__all__ == ["arrays", "mask", "update", "write"]
+    assert soaview_jax.__all__ == ["arrays", "mask", "to", "update", "write"]

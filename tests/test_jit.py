@@ -1,0 +1,723 @@
+"""The SoA as an argument of JAX's transformations, beyond what the suite asks of every adapter."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from adapters import is_dense
+from cases import CASES, SCATTERED, layout_of, padded_rows, read, wrapped
+from jax import lax
+
+from soaview import Column, Layout, Scalar, Spec, Value, views
+from soaview_jax import arrays, mask, update, write
+
+LAYOUT = Layout(
+    [
+        Column("x", "float32"),
+        Column("y", "float32"),
+        Column("k", "int32"),
+        Column("d", "float64"),
+        Scalar("n", "int32"),
+    ]
+)
+XY = Spec(xy=["x", "y"])
+
+one_by_one = pytest.mark.parametrize(
+    "case", [c for c in CASES if c.dtype == "float32"], ids=lambda c: c.name
+)
+
+
+def filled(rows, layout=LAYOUT):
+    soa = layout.allocate(rows)
+    for number, field in enumerate(layout.fields):
+        target = soa[field.name] if field.per_row else soa[Value(field.name)]
+        target[...] = np.arange(target.size).reshape(target.shape) + number
+    return soa
+
+
+def owned(soa):
+    """The same SoA in memory of XLA's."""
+    return jax.block_until_ready(jax.tree.map(jnp.array, soa))
+
+
+def addresses(soa):
+    return [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(soa)]
+
+
+def stacked(*soas):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *soas)
+
+
+def total(soa):
+    [xy] = arrays(soa, XY)
+    return xy.sum()
+
+
+# The pytree
+
+
+def test_leaves_are_few_and_the_memory_itself():
+    """One leaf per run of equal columns: a matrix of components and padded rows, not copied."""
+    soa = filled(1000)
+    with jax.enable_x64(True):
+        leaves = jax.tree.leaves(soa)
+    assert [(leaf.shape, leaf.dtype.name) for leaf in leaves] == [
+        ((2, 1024), "float32"),
+        ((1, 1024), "int32"),
+        ((1, 1008), "float64"),
+        ((1, 32), "int32"),
+    ]
+    starts = [leaf.__array_interface__["data"][0] for leaf in leaves]
+    assert starts == [soa.buffer.address + LAYOUT.offset(name, 1000) for name in "xkdn"]
+    assert sum(leaf.nbytes for leaf in leaves) == soa.buffer.nbytes
+
+
+def test_leaves_have_the_names_of_their_fields():
+    """JAX's messages and tree paths name the fields."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(filled(3))]
+    assert paths == ["['x:y']", "['k']", "['d']", "['n']"]
+
+
+def test_layout_and_rows_are_static():
+    """Equal layouts and row counts are one structure, others are not."""
+    same = Layout(LAYOUT.fields)
+    structure = jax.tree.structure(LAYOUT.allocate(33))
+    assert structure == jax.tree.structure(same.allocate(33))
+    assert structure != jax.tree.structure(LAYOUT.allocate(34))
+    assert structure != jax.tree.structure(Layout(LAYOUT.fields, alignment=256).allocate(33))
+
+
+def test_tree_map_gives_an_soa():
+    """`jax.tree.map` works on whole columns, and its result reads like any SoA."""
+    soa = filled(33)
+    mapped = jax.tree.map(lambda leaf: leaf + leaf, soa)
+    assert type(mapped) is type(soa)
+    assert (mapped.layout, mapped.rows, len(mapped), list(mapped)) == (
+        LAYOUT,
+        33,
+        33,
+        list("xykdn"),
+    )
+    np.testing.assert_array_equal(mapped["y"], 2 * soa["y"])
+    np.testing.assert_array_equal(mapped[5:7]["x"], 2 * soa["x"][5:7])
+    assert mapped[Value("n")] == 8
+    np.testing.assert_array_equal(jax.tree.map(lambda leaf: leaf, soa)["d"], soa["d"])
+
+
+@one_by_one
+@pytest.mark.parametrize("rows", [0, 1, 33, 1024])
+def test_what_jax_made_is_read_like_any_soa(case, rows):
+    """Every entry over XLA's own memory: NumPy views of it, and arrays that alias it or refuse."""
+    soa, expected = wrapped(case.layout, rows)
+    with jax.enable_x64(True):
+        made = owned(soa)
+        soa.buffer.root[:] = 0xEE
+        wanted = read(case.entry, expected, rows)
+        entry = list(case.entry) if isinstance(case.entry, tuple) else case.entry
+        spec = Spec(t=entry)
+        for copy in (None, True):
+            [t] = arrays(made, spec, copy=copy)
+            np.testing.assert_array_equal(t, wanted)
+        if case.name == "float32-scalars-apart":
+            with pytest.raises(BufferError, match="in memory apart, for each run .*copy=None"):
+                made[entry]
+            return
+        np.testing.assert_array_equal(made[entry], wanted)
+        [view] = views(made, spec)
+        inside = [
+            (at, leaf.nbytes)
+            for at, leaf in zip(addresses(made), jax.tree.leaves(made), strict=True)
+        ]
+        assert 0 in view.shape or any(at <= view.address < at + n for at, n in inside)
+        np.testing.assert_array_equal(np.from_dlpack(view), wanted)
+        if is_dense(view):
+            [t] = arrays(made, spec)
+            np.testing.assert_array_equal(t, wanted)
+            assert 0 in view.shape or t.unsafe_buffer_pointer() == view.address
+        else:
+            with pytest.raises(BufferError, match="dense"):
+                arrays(made, spec)
+
+
+def test_what_jax_made_is_immutable():
+    """Its views are read-only, and `write` refuses it."""
+    made = owned(filled(33))
+    assert made.readonly
+    assert repr(made) == "SoA(33 rows, 1280 bytes on cpu, read-only: x, y, k, d, n)"
+    with pytest.raises(ValueError, match="read-only"):
+        made["x"][0] = 1
+    with pytest.raises(BufferError, match="read-only"):
+        write(made, Spec(x="x"), [jnp.zeros(33)])
+    with pytest.raises(BufferError, match="JAX made this SoA.*not in one buffer"):
+        _ = made.buffer.root
+
+
+def test_it_goes_back_into_a_buffer():
+    """What a jitted function returns is written into an SoA of the user's."""
+    soa = filled(33)
+    made = jax.jit(lambda s: update(s, Spec(y="y"), [arrays(s, Spec(x="x"))[0] * 2]))(soa)
+    write(soa, Spec(y="y"), arrays(made, Spec(y="y")))
+    np.testing.assert_array_equal(soa["y"], 2 * soa["x"])
+
+
+# jit
+
+
+def test_compiles_once_per_layout_and_row_count():
+    """Another buffer with the same layout and row count meets the compiled function."""
+    function = jax.jit(lambda s: total(s))
+    for _ in range(3):
+        assert function(filled(33)) == total_of(filled(33))
+        assert function(Layout(LAYOUT.fields).wrap(filled(33).buffer.root, 33)) > 0
+    assert function._cache_size() == 1
+    function(filled(34))
+    assert function._cache_size() == 2
+
+
+def total_of(soa):
+    return soa["x"].sum() + soa["y"].sum()
+
+
+@pytest.mark.parametrize(
+    "entry", [list("zyx"), ["x", "z", "y"], ["x", "x"], ["x", "n"], ["m", "k"]]
+)
+def test_columns_that_no_view_covers_are_cut_inside_jit(entry):
+    """Reversed, uneven, repeated and mixed columns are no copy of ours inside XLA."""
+    soa, expected = wrapped(layout_of("float32", "int8"), 33)
+    [t] = jax.jit(lambda s: arrays(s, Spec(t=entry), copy=False))(soa)
+    np.testing.assert_array_equal(t, read(entry, expected, 33))
+
+
+def test_slices_go_as_their_own_rows():
+    """A batch is an argument like an SoA of that many rows: two compilations for any number."""
+    soa, function = filled(1000), jax.jit(lambda s: total(s))
+    sums = [function(batch) for batch in soa.batches(96)]
+    assert sums == [total_of(batch) for batch in soa.batches(96)]
+    assert function._cache_size() == 2
+    assert jax.tree.structure(soa[3:36]) == jax.tree.structure(filled(33))
+    assert jax.jit(total)(soa[:0]) == 0
+    same = jax.jit(lambda s: s)(soa[3:36])
+    np.testing.assert_array_equal(same["d"], soa["d"][3:36])
+    assert same[Value("n")] == soa[Value("n")]
+
+
+def test_slices_inside_jit():
+    """A traced SoA is sliced and batched like any other, and slices of results can be passed."""
+    soa = filled(1000)
+
+    @jax.jit
+    def sums(soa):
+        assert len(soa[10:20]) == 10
+        return [total(batch) for batch in soa[100:].batches(400)]
+
+    assert sums(soa) == [total_of(batch) for batch in soa[100:].batches(400)]
+    made = owned(soa)
+    assert jax.jit(total)(made[5:10]) == total_of(soa[5:10])
+    back = jax.jit(lambda s: s[5:10])(soa)
+    assert (back.rows, back["y"].tolist()) == (5, soa["y"][5:10].tolist())
+    with pytest.raises(ValueError, match="padded=True: rows 10:20 are a slice of 1000"):
+        jax.jit(lambda s: arrays(s[10:20], XY, padded=True))(soa)
+
+
+def test_scalars_alone_and_no_rows():
+    """A layout without columns, and an SoA without rows, pass through jit."""
+    soa = Layout([Scalar("n", "int32"), Scalar("s", "float32")]).pack({"n": 3, "s": 0.5}, rows=4)
+    n, s = jax.jit(lambda s: arrays(s, Spec(n=Value("n"), s="s")))(soa)
+    assert (n, s.tolist()) == (3, [0.5] * 4)
+    assert jax.jit(total)(filled(0)) == 0
+    assert jax.jit(lambda s: update(s, Spec(x="x"), [jnp.ones(0)]))(filled(0)).rows == 0
+
+
+def test_misaligned_and_read_only_memory():
+    """Memory that JAX cannot alias is copied by JAX on the way in; read-only memory is read."""
+    soa = filled(33)
+    raw = np.zeros(soa.buffer.nbytes + 8, np.uint8)
+    moved = LAYOUT.wrap(raw[8:], 33)
+    moved.buffer.root[:] = soa.buffer.root
+    frozen = LAYOUT.wrap(soa.buffer.root.tobytes(), 33)
+    assert frozen.readonly
+    assert jax.jit(total)(moved) == jax.jit(total)(frozen) == total_of(soa)
+
+
+def test_mistakes_inside_jit():
+    """A traced SoA has no values, and says what to take instead."""
+    soa = filled(33)
+    for bad in (lambda s: s["x"], lambda s: views(s, XY)[0].numpy()):
+        with pytest.raises(TypeError, match="a traced SoA has no values yet.*soaview_jax.arrays"):
+            jax.jit(bad)(soa)
+    with pytest.raises(KeyError, match="no column 'z'"):
+        jax.jit(lambda s: arrays(s, Spec(t="z")))(soa)
+    assert jax.jit(lambda s: jnp.zeros(s.rows) + len(s.layout.fields))(soa)[0] == 5
+    with pytest.raises(TypeError, match="is traced: write outside of jit.*soaview_jax.update"):
+        jax.jit(lambda s: write(s, Spec(x="x"), arrays(s, Spec(x="x"))))(soa)
+
+
+def test_without_jit():
+    """With jit switched off, a function meets the SoA itself, and the eager rules."""
+    with jax.disable_jit():
+        assert jax.jit(total)(filled(32)) == total_of(filled(32))
+        with pytest.raises(BufferError, match="padded rows 64"):
+            jax.jit(total)(filled(33))
+
+
+# Other transformations
+
+
+def test_vmap_over_stacked_soas():
+    """SoAs of one layout and row count are stacked by `jax.tree.map`, and mapped over."""
+    soas = [filled(33), jax.tree.map(lambda x: x * 2, filled(33))]
+    both = stacked(*soas)
+    wanted = [total_of(soa) for soa in soas]
+    assert jax.vmap(total)(both).tolist() == wanted
+    assert jax.jit(jax.vmap(total))(both).tolist() == wanted
+    assert lax.map(total, both).tolist() == wanted
+    doubled = jax.vmap(lambda s: update(s, Spec(x="x"), [2 * arrays(s, Spec(x="x"))[0]]))(both)
+    second = jax.tree.map(lambda leaf: leaf[1], doubled)
+    np.testing.assert_array_equal(second["x"], 4 * filled(33)["x"])
+
+
+def test_stacked_soas_are_not_taken_for_one():
+    """Arrays of stacked SoAs, and a map over a single one, are refused with the way out."""
+    soa = filled(33, Layout([Column("x", "float32"), Column("y", "float32")]))
+    with pytest.raises(ValueError, match=r"'x:y' has the leading axes \(2,\).*vmap"):
+        jax.jit(total)(stacked(soa, soa))
+    with pytest.raises(ValueError, match=r"'x:y' has the leading axes \(2,\).*vmap"):
+        stacked(soa, soa)["x"]
+    with pytest.raises(ValueError, match="'x:y' has lost its axis of components.*stack"):
+        jax.vmap(total)(soa)
+
+
+def test_scan_over_batches():
+    """Batches are scanned stacked, or cut inside the loop from the whole."""
+    soa = filled(1000)
+
+    def step(carry, batch):
+        return carry + total(batch), total(batch)
+
+    end, each = lax.scan(step, 0.0, stacked(*soa.batches(100)))
+    assert each.tolist() == [total_of(batch) for batch in soa.batches(100)]
+    assert end == total_of(soa)
+
+    @jax.jit
+    def in_place(soa):
+        [xy] = arrays(soa, XY)
+        cut = lambda start: lax.dynamic_slice_in_dim(xy, start, 100)  # noqa: E731
+        return lax.scan(lambda c, i: (c + cut(i).sum(), None), 0.0, jnp.arange(0, 1000, 100))[0]
+
+    assert in_place(soa) == total_of(soa)
+
+
+def test_an_soa_is_a_loop_carry():
+    """A scan and a while loop carry an SoA whose columns they update."""
+    soa = filled(33)
+
+    def add(s, _=None):
+        return update(s, Spec(x="x"), [arrays(s, Spec(x="x"))[0] + 1]), None
+
+    end, _ = jax.jit(lambda s: lax.scan(add, s, length=5))(soa)
+    np.testing.assert_array_equal(end["x"], soa["x"] + 5)
+    end = lax.while_loop(lambda s: arrays(s, Spec(x="x"))[0][0] < 7, lambda s: add(s)[0], soa)
+    assert end["x"][0] == 7
+    np.testing.assert_array_equal(end["d"], soa["d"])
+
+
+def test_shapes_alone():
+    """`jax.eval_shape` and lowering need no memory; an SoA of shapes has none to read."""
+    soa = filled(33)
+    shapes = jax.eval_shape(lambda s: s, soa)
+    assert jax.eval_shape(lambda s: arrays(s, XY), shapes)[0].shape == (33, 2)
+    assert jax.jit(total).lower(shapes).compile()(soa) == total_of(soa)
+    with pytest.raises(TypeError, match="ShapeDtypeStruct where its columns should be"):
+        shapes["x"]
+
+
+def test_export():
+    """A function of an SoA is exported, and called with another buffer."""
+    function = jax.jit(lambda s: update(s, Spec(y="y"), [arrays(s, Spec(x="x"))[0] * 2]))
+    exported = jax.export.export(function)(filled(33))
+    np.testing.assert_array_equal(exported.call(filled(33))["y"], 2 * filled(33)["x"])
+    if importlib.util.find_spec("flatbuffers") is None:
+        with pytest.raises(ImportError, match="flatbuffers"):
+            exported.serialize()
+        return
+    loaded = jax.export.deserialize(exported.serialize())
+    again = loaded.call(filled(33))
+    assert (again.layout, again.rows) == (LAYOUT, 33)
+    np.testing.assert_array_equal(again["y"], 2 * filled(33)["x"])
+    np.testing.assert_array_equal(again["d"], filled(33)["d"])
+
+
+def test_other_dtypes_than_the_layouts_are_refused():
+    """Leaves that were converted are no longer what the layout says."""
+    soa = jax.tree.map(lambda x: x.astype("float16") if x.dtype == "float32" else x, filled(33))
+    for read_it in (lambda s: s["x"], lambda s: arrays(s, XY, copy=True), jax.jit(total)):
+        with pytest.raises(
+            TypeError, match=r"'x:y' is float16 of shape \(2, 64\).*float32.*update"
+        ):
+            read_it(soa)
+
+
+# Gradients
+
+
+def test_gradients_are_soas():
+    """Float columns have gradients; other fields do not stop it, and have none."""
+    soa = filled(33)
+
+    def loss(soa):
+        xy, k = arrays(soa, Spec(xy=["y", "x"], k="k"))
+        return (xy[:, 0] ** 2 + 3 * xy[:, 1] * k).sum()
+
+    for grad in (jax.grad(loss, allow_int=True), jax.jit(jax.grad(loss, allow_int=True))):
+        found = grad(soa)
+        assert (type(found), found.layout, found.rows) == (type(soa), LAYOUT, 33)
+        np.testing.assert_array_equal(found["y"], 2 * soa["y"])
+        np.testing.assert_array_equal(found["x"], 3 * soa["k"])
+        assert not np.asarray(jax.tree.leaves(found)[0])[:, 33:].any()
+        for name in "kd":  # 64-bit types are off
+            with pytest.raises(TypeError, match=f"{name!r} is a gradient, and .* has none"):
+                found[name]
+    with pytest.raises(TypeError, match="allow_int"):
+        jax.grad(loss)(soa)
+
+
+def test_gradients_of_every_kind_of_entry():
+    """Views, gathers, broadcasts and padding transpose to sums over where each value went."""
+    layout = Layout([f for f in layout_of("float32", "int8").fields if f.dtype == "float32"])
+    soa, _ = wrapped(layout, 33)
+    for entry in [c.entry for c in CASES if c.dtype == "float32"] + [list(e) for e in SCATTERED]:
+        entry = list(entry) if isinstance(entry, tuple) else entry
+        found = jax.grad(lambda s, e=entry: (arrays(s, Spec(t=e))[0] * 2).sum())(soa)
+        names = [entry.name] if isinstance(entry, Value) else entry
+        names = [names] if isinstance(names, str) else names
+        for name in layout.starts:
+            each = 1 if layout.field(name).per_row or isinstance(entry, Value) else 33
+            wanted = 2.0 * each * names.count(name)
+            field = found[name] if layout.field(name).per_row else found[Value(name)]
+            assert (field == wanted).all(), (entry, name)
+
+
+def test_gradients_in_64_bits():
+    """With 64-bit types on, their columns have gradients too."""
+    with jax.enable_x64(True):
+        soa = filled(33)
+        found = jax.grad(lambda s: (arrays(s, Spec(d="d"))[0] ** 2).sum(), allow_int=True)(soa)
+        np.testing.assert_array_equal(found["d"], 2 * soa["d"])
+
+
+# A fixed capacity with a count
+
+
+def test_one_compilation_for_every_count(compilations):
+    """1000 events of 0 to 4000 rows at capacity 4096 compile once."""
+    layout = Layout([Column("x", "float32"), Column("y", "float32"), Scalar("n", "int32")])
+    random = np.random.default_rng(0)
+    counts = [0, 4000, *random.integers(0, 4001, 998).tolist()]
+
+    @jax.jit
+    def run(soa, count):
+        [xy, n] = arrays(soa, Spec(xy=["x", "y"], n=Value("n")))
+        valid = mask(soa, count)
+        assert (valid.shape, valid.dtype) == ((4096,), bool)
+        inside = mask(soa, n)  # the count may also be a scalar of the SoA
+        return jnp.where(valid[:, None], xy, 0).sum(0), (inside == valid).all()
+
+    events = [layout.wrap(random.integers(0, 99, layout.nbytes(4096), np.uint8), 4096)]
+    events[0]["x"][:] = random.integers(0, 9, 4096)
+    events[0]["y"][:] = 1
+    with compilations() as compiled:
+        for count in counts:
+            soa = layout.wrap(events[0].buffer.root.copy(), 4096)
+            soa[Value("n")][...] = count
+            sums, same = jax.device_get(run(soa, count))
+            assert (*sums, same) == (soa["x"][:count].sum(), count, True)
+    assert len(compiled) == 1
+
+
+@pytest.fixture
+def compilations():
+    """Counts what XLA compiles."""
+
+    @contextmanager
+    def counting():
+        seen = []
+
+        def listen(event, duration, **_):
+            if event == "/jax/core/compile/backend_compile_duration":
+                seen.append(duration)
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield seen
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+    return counting
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "message"),
+    [
+        (34, ValueError, "count must be between 0 and the SoA's 33 rows, got 34"),
+        (-1, ValueError, "count must be between 0"),
+        (1.0, TypeError, "count must be an integer, got 1.0"),
+        (True, TypeError, "count must be an integer, got True"),
+        (np.arange(2), TypeError, "count must be an integer"),
+    ],
+)
+def test_bad_counts(count, error, message):
+    """A count is one integer within the rows."""
+    with pytest.raises(error, match=message):
+        mask(filled(33), count)
+
+
+def test_bad_traced_counts():
+    """A traced count is one integer."""
+    for count in (jnp.float32(1), jnp.arange(3), jnp.bool(True)):
+        with pytest.raises(TypeError, match="count must be one integer, got "):
+            jax.jit(mask)(filled(33), count)
+    assert jax.jit(mask)(filled(33), np.uint8(7)).sum() == 7
+    assert mask(filled(33), jnp.int32(7)).sum() == 7
+
+
+# update
+
+
+@one_by_one
+@pytest.mark.parametrize("jitted", [True, False])
+def test_update(case, jitted):
+    """The named columns are replaced, and nothing else, not even padding; the SoA is untouched."""
+    if "scalar" in case.name:
+        return  # `write` refuses them too; their value is `Value(name)`
+    spec = Spec(t=list(case.entry) if isinstance(case.entry, tuple) else case.entry)
+    with jax.enable_x64(True):
+        for rows in (0, 1, 33):
+            soa, expected = wrapped(case.layout, rows)
+            before = soa.buffer.root.copy()
+            value = jnp.asarray(read(case.entry, expected, rows) + 1)
+            change = lambda s, v: update(s, spec, [v])  # noqa: E731
+            made = (jax.jit(change) if jitted else change)(soa, value)
+            np.testing.assert_array_equal(soa.buffer.root, before)
+            write(soa, spec, [value])
+            for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(soa), strict=True):
+                assert np.asarray(one).tobytes() == other.tobytes()
+
+
+def test_update_of_several_and_scattered_columns():
+    """One call replaces several tensors, reversed and far apart; a slice keeps its rows."""
+    soa, expected = wrapped(layout_of("float32", "float64"), 33)
+    spec = Spec(a=["z", "x"], b="u", c=Value("t"))
+    values = [jnp.full((33, 2), 7.0).at[:, 1].set(8), jnp.full((33, 3), 9.0), jnp.float32(5)]
+    made = jax.jit(lambda s: update(s, spec, values))(soa)
+    for name, wanted in (("z", 7), ("x", 8), ("u", 9), ("y", expected["y"]), ("v", expected["v"])):
+        assert (made[name] == wanted).all(), name
+    assert (made[Value("t")], made[Value("s")]) == (5, expected["s"])
+    part = jax.jit(lambda s: update(s[3:9], Spec(y="y"), [jnp.zeros(6)]))(soa)
+    assert (part.rows, part["y"].tolist(), part["x"].tolist()) == (
+        6,
+        [0] * 6,
+        expected["x"][3:9].tolist(),
+    )
+
+
+def test_update_is_independent():
+    """Outside of jit, too, what comes out does not change with the user's memory."""
+    soa = filled(33)
+    made = update(soa, Spec(x="x"), [jnp.zeros(33)])
+    wanted = soa["y"].copy()
+    soa.buffer.root[:] = 0
+    np.testing.assert_array_equal(made["y"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "error", "message"),
+    [
+        (Spec(a="x"), jnp.zeros(34), ValueError, r"'a': got shape \(34,\), expected \(33,\)"),
+        (Spec(a="x"), jnp.zeros(64), ValueError, "got 64 padded rows, expected 33"),
+        (Spec(a=["x", "y"]), jnp.zeros((2, 33)), ValueError, "transpose"),
+        (Spec(a="x"), jnp.zeros(33, int), TypeError, "got dtype int32, expected float32"),
+        (Spec(a=["x", "x"]), jnp.zeros((33, 2)), ValueError, "'x' would be written twice"),
+        (Spec(a="n"), jnp.zeros(33, int), ValueError, r"scalar 'n' has one value.*Value"),
+        (Spec(a="x"), np.zeros(33, "f4"), TypeError, "got ndarray, expected a jax.Array"),
+        (Spec(a="x", b="y"), jnp.zeros(33), ValueError, "got 1 tensors, but the spec has 2"),
+        (Spec(a="d"), jnp.zeros(33), TypeError, "'a' is float64, .*narrow.*jax_enable_x64"),
+        (Spec(a="q"), jnp.zeros(33), KeyError, "no column 'q'"),
+    ],
+)
+def test_bad_updates(spec, value, error, message):
+    """What `write` refuses, `update` refuses in the same words, inside jit and outside."""
+    soa = filled(33)
+    with pytest.raises(error, match=message):
+        update(soa, spec, [value])
+    with pytest.raises(error, match=message):
+        jax.jit(lambda s: update(s, spec, [value]))(soa)
+    with pytest.raises(TypeError, match="arrays must be a list in spec order"):
+        update(soa, spec, value)
+
+
+# Donation
+
+
+STEP = Spec(x="x")
+
+
+def step(soa):
+    return update(soa, STEP, [arrays(soa, STEP)[0] + 1])
+
+
+def test_donated_memory_of_xla_changes_in_place():
+    """A donated SoA that XLA owns keeps its addresses, also after the host has read it."""
+    soa = jax.jit(step)(filled(1000))
+    advance = jax.jit(step, donate_argnums=0)
+    before = addresses(soa)
+    for count in range(2, 6):
+        previous, soa = soa, advance(soa)
+        assert addresses(soa) == before
+        assert soa["x"][0] == count
+        np.testing.assert_array_equal(soa["d"], filled(1000)["d"])
+        with pytest.raises(RuntimeError, match="deleted"):
+            previous["x"]
+
+
+def test_what_is_being_read_is_not_changed():
+    """While a NumPy view of XLA's memory lives, donation makes new memory."""
+    soa = jax.jit(step)(filled(1000))
+    kept, eager = soa["x"], arrays(soa, Spec(y="y"))
+    soa = jax.jit(step, donate_argnums=0)(soa)
+    assert (kept[0], soa["x"][0], eager[0][3]) == (1, 2, 4)
+
+
+@pytest.mark.parametrize("make", ["itself", "slice", "device_put", "read-only", "forwarded"])
+def test_donation_never_writes_the_users_memory(make):
+    """Whatever way it went into JAX, no byte of a user's buffer changes."""
+    mine = filled(1024)
+    if make == "read-only":
+        mine.buffer.root.flags.writeable = False
+        mine = LAYOUT.wrap(mine.buffer.root, 1024)
+    before = mine.buffer.root.copy()
+    soa = {
+        "itself": lambda: mine,
+        "slice": lambda: mine[:512],
+        "device_put": lambda: jax.device_put(mine),
+        "read-only": lambda: mine,
+        "forwarded": lambda: jax.jit(lambda s, y: (s, y + 1))(mine, 1)[0],
+    }[make]()
+    advance = jax.jit(step, donate_argnums=0)
+    for count in range(1, 4):
+        soa = jax.block_until_ready(advance(soa))
+        assert soa["x"][0] == count
+        np.testing.assert_array_equal(mine.buffer.root, before)
+    assert arrays(mine, Spec(x="x"))[0][1] == 1
+
+
+def test_donation_over_a_read_only_mapping(run_python, tmp_path):
+    """Memory that would crash the process if it were written is not."""
+    path = tmp_path / "soa.bin"
+    path.write_bytes(filled(1024).buffer.root.tobytes())
+    code = f"""if True:
+        import mmap, sys, jax
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_jit import LAYOUT, step
+        with open({str(path)!r}, "rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        soa = LAYOUT.wrap(memory, 1024)
+        for given in (soa, jax.device_put(soa), soa[:512]):
+            for _ in range(3):
+                given = jax.block_until_ready(jax.jit(step, donate_argnums=0)(given))
+            assert given["x"][0] == 3
+        print("end")
+    """
+    assert run_python("-c", code).stdout == "end\n"
+
+
+# 64-bit types
+
+
+def test_unused_64_bit_columns_do_no_harm():
+    """With 64-bit types off, they pass through bit by bit, and used ones are refused by name."""
+    layout = Layout([Column("x", "float32"), *wide_columns(), Scalar("w", "uint64")])
+    soa = layout.allocate(33)
+    random = np.random.default_rng(0)
+    soa.buffer.root[:] = random.integers(0, 256, soa.buffer.nbytes, np.uint8)
+    before = soa.buffer.root.copy()
+    soa["x"][:] = 1
+    made = jax.jit(lambda s: update(s, Spec(x="x"), [arrays(s, Spec(x="x"))[0] + 1]))(soa)
+    assert (made["x"] == 2).all()
+    for field in wide_columns():
+        assert made[field.name].dtype == field.dtype
+        assert made[field.name].tobytes() == soa[field.name].tobytes()
+        for bad in (arrays, lambda s, spec: update(s, spec, [jnp.zeros(33)])):
+            with pytest.raises(TypeError, match=f"'t' is {field.dtype}, .*narrow.*jax_enable_x64"):
+                jax.jit(lambda s, b=bad, f=field: b(s, Spec(t=f.name)))(soa)
+    assert made[Value("w")] == soa[Value("w")]
+    np.testing.assert_array_equal(soa.buffer.root[256:], before[256:])
+    part = jax.jit(lambda s: s)(soa[3:9])
+    assert part["complex128"].tobytes() == soa["complex128"][3:9].tobytes()
+
+
+def wide_columns():
+    return [Column(dtype, dtype) for dtype in ("int64", "uint64", "float64", "complex128")]
+
+
+def test_64_bit_types_on():
+    """Switched on, the same SoA gives them inside jit; what went in without is told apart."""
+    soa = filled(33)
+    with jax.enable_x64(True):
+        assert jax.jit(lambda s: arrays(s, Spec(d="d")))(soa)[0].dtype == np.float64
+    assert jax.jit(total)(soa) == total_of(soa)
+    made = jax.jit(lambda s: s)(soa)
+    with (
+        jax.enable_x64(True),
+        pytest.raises(TypeError, match="'d' is float64.*while 64-bit types were switched off"),
+    ):
+        jax.jit(lambda s: arrays(s, Spec(d="d")))(made)
+
+
+# Lifetime and mutation
+
+
+def test_arguments_are_live_and_closures_are_not():
+    """An argument is read in every call; what a jitted function closed over is a constant."""
+    soa = filled(32)
+    closed, given = jax.jit(lambda y: total(soa) + y), jax.jit(lambda s, y: total(s) + y)
+    first = total_of(soa)
+    assert closed(0.0) == given(soa, 0.0) == first
+    soa["x"][:] = 0
+    assert given(soa, 0.0) == total_of(soa) != first
+    assert closed(0.0) == first
+
+
+def test_memory_may_be_written_once_the_result_is_there():
+    """After `block_until_ready`, a result does not change with the memory it came from."""
+    soa, function = filled(100_000), jax.jit(lambda s: arrays(s, XY)[0] + 0)
+    for count in range(20):
+        soa["x"][:] = soa["y"][:] = count
+        result = function(soa).block_until_ready()
+        soa["x"][:] = soa["y"][:] = -1
+        assert (np.asarray(result) == count).all()
+
+
+def test_a_running_computation_keeps_the_memory():
+    """The memory outlives a computation that was started on it, and nothing holds it longer."""
+    soa = filled(1 << 20, Layout([Column("x", "float32"), Column("y", "float32")]))
+    gone = weakref.ref(soa.buffer.root.base)
+    result = jax.jit(lambda s: jnp.sort(arrays(s, XY)[0], axis=0).sum())(soa)
+    del soa
+    assert result > 0
+    gc.collect()
+    assert gone() is None
+
+
+def test_padded_rows_inside_jit():
+    """`padded=True` gives the padded rows of each tensor's own dtype."""
+    layout = Layout([Column("x", "float32"), Column("b", "int8")])
+    x, b = jax.jit(lambda s: arrays(s, Spec(x="x", b="b"), padded=True))(layout.allocate(33))
+    assert (len(x), len(b)) == (padded_rows("float32", 33), padded_rows("int8", 33)) == (64, 128)
