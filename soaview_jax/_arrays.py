@@ -320,6 +320,7 @@ def to(soa: SoA, sharding: jax.sharding.NamedSharding) -> SoA:
         TypeError, ValueError: another kind of sharding; padded rows that the devices do not divide.
 
     >>> from jax.sharding import NamedSharding
+    >>> from jax.sharding import NamedSharding, PartitionSpec
     >>> from soaview import Column, Layout
     >>> mesh = jax.make_mesh((1,), ("rows",))
     >>> soa = Layout([Column("x", "float32")]).pack({"x": [1.0, 2.0]})

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from cases import ROWS
 
 from soaview import SoA, Spec, View, views
 
@@ -33,6 +34,7 @@ class NumPyAdapter:
     """The reference: NumPy over soaview's public views; it runs everywhere."""
 
     aliases = True  # a tensor is the SoA's own memory, and not its values at the time of the call
+    rows: tuple[int, ...] = ROWS  # the row counts to run the cases at
     copies = (False, None, True)  # the values of copy= that differ in what they give
     writable = True  # a write into a tensor is a write into the SoA
     divergences: tuple[Divergence, ...] = ()
@@ -240,6 +242,7 @@ class JitAdapter(JaxAdapter):
     """soaview_jax on the SoA as an argument of jitted functions: it can cut everything."""
 
     aliases = False
+    rows = (0, 1, 32, 33)  # each of them is compiled for
     copies = (False,)
     divergences = ()
 

@@ -623,7 +623,7 @@ def test_donation_over_a_read_only_mapping(run_python, tmp_path):
     path = tmp_path / "soa.bin"
     path.write_bytes(filled(1024).buffer.root.tobytes())
     code = f"""if True:
-        import mmap, sys, jax
+        import mmap, os, sys, jax
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from test_jit import LAYOUT, step
         with open({str(path)!r}, "rb") as file:
@@ -633,7 +633,8 @@ def test_donation_over_a_read_only_mapping(run_python, tmp_path):
             for _ in range(3):
                 given = jax.block_until_ready(jax.jit(step, donate_argnums=0)(given))
             assert given["x"][0] == 3
-        print("end")
+        print("end", flush=True)
+        os._exit(0)  # as JAX may abort at Python's end while it lets go of donated memory
     """
     assert run_python("-c", code).stdout == "end\n"
 
