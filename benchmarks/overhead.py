@@ -7,51 +7,23 @@ medians. The spec has five tensors, as the CMS experiment's own test has: vector
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
 import torch
+from measure import LAYOUT, SPEC, TENSORS, growth, medians
 
 import soaview_jax
 import soaview_torch
-from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
+from soaview import SoA, Spec, Value, views
 
-LAYOUT = Layout(
-    [
-        Column("a", "float64", (3,)),
-        Column("b", "float64", (3,)),
-        Column("c", "float32", (2, 2)),
-        Column("x", "float64"),
-        Column("y", "float64"),
-        Column("z", "float64"),
-        Scalar("type", "float32"),
-        Scalar("someNumber", "int32"),
-        Column("v", "float64"),
-        Column("w", "float64"),
-    ]
-)
-TENSORS = {"ab": ["a", "b"], "c": "c", "xyz": ["x", "y", "z"], "x": "x"}
-SPEC = Spec(TENSORS, type="type")
 VALUE_SPEC = Spec(TENSORS, type=Value("type"))
 
 
 def ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int, calls: int) -> str:
     """Median time of `ours` over that of `theirs`, interleaved."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for round_ in range(rounds + 3):
-        order = (0, 1) if round_ % 2 else (1, 0)
-        for side in order:
-            call = (ours, theirs)[side]
-            begin = time.perf_counter()
-            for _ in range(calls):
-                call()
-            if round_ >= 3:
-                times[side].append((time.perf_counter() - begin) / calls)
-    mine, other = map(statistics.median, times)
+    mine, other = medians({"ours": ours, "theirs": theirs}, rounds, calls).values()
     return f"{mine / other:6.2f} x   ({mine * 1e6:8.2f} us against {other * 1e6:8.2f} us)"
 
 
@@ -107,19 +79,10 @@ def rows_do_not_matter(call: Callable[[SoA], object]) -> str:
 
 
 def memory_growth(call: Callable[[SoA], object], rows: int) -> str:
-    """How far the process's peak memory rises above its resident memory during a call (Linux)."""
     soa = LAYOUT.allocate(LAYOUT.dense_rows(rows))
     soa.buffer.root[:] = 1
     call(soa)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    call(soa)
-    return f"{max(resident('VmHWM') - before, 0) / 1024:.1f} MB of {soa.buffer.nbytes / 2**20:.1f}"
-
-
-def resident(kind: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
+    return f"{growth(lambda: call(soa)):.1f} MB of {soa.buffer.nbytes / 2**20:.1f}"
 
 
 def main() -> None:

@@ -319,7 +319,6 @@ def to(soa: SoA, sharding: jax.sharding.NamedSharding) -> SoA:
     Raises:
         TypeError, ValueError: another kind of sharding; padded rows that the devices do not divide.
 
-    >>> from jax.sharding import NamedSharding
     >>> from jax.sharding import NamedSharding, PartitionSpec
     >>> from soaview import Column, Layout
     >>> mesh = jax.make_mesh((1,), ("rows",))
@@ -334,15 +333,14 @@ def to(soa: SoA, sharding: jax.sharding.NamedSharding) -> SoA:
         )
     columns, scalars = sharding.update(spec=(None, *sharding.spec)), sharding.update(spec=())
     parts = shards(sharding, 0)
-    smallest = min((f.itemsize for f in soa.layout.fields if f.per_row), default=1)
-    step = soa.layout.alignment // smallest * parts
+    even = soa.layout.dense_rows(1) * parts
     shardings = []
     for run in runs(soa.layout, soa.rows):
         shardings.append(columns if soa.layout.field(run.names[0]).per_row else scalars)
         if shardings[-1] is columns and run.shape[1] % parts:
             raise ValueError(
                 f"{parts} devices do not divide the {run.shape[1]} padded rows of "
-                f"{run.names[0]!r}; lay the SoA out for {-(-soa.rows // step) * step} rows, and "
+                f"{run.names[0]!r}; lay the SoA out for {-(-soa.rows // even) * even} rows, and "
                 f"use soaview_jax.mask"
             )
     return from_leaves(soa.layout, soa.rows, jax.device_put(list(leaves(soa)), shardings))

@@ -1,0 +1,128 @@
+"""What an SoA costs as an argument of `jax.jit`: `python benchmarks/jax_jit.py`.
+
+Against arrays that are in JAX already, row-major, as if the conversion were free; against
+`np.stack` of the columns, then `jit`; against eager `arrays`, then `jit`. All run interleaved,
+round by round, in one process; a ratio is that of the medians. Every call is waited for.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from measure import LAYOUT, SPEC, growth, medians
+
+from soaview import Column, Layout, SoA, Spec, Value
+from soaview_jax import arrays
+
+NAMES = [f"x{i}" for i in range(16)]
+COLUMNS = Layout([Column(name, "float32") for name in NAMES])
+
+
+def five(ab: Any, c: Any, xyz: Any, x: Any, kind: Any) -> Any:
+    """A formula of two vectors, a matrix, a triple of columns, a column and a scalar."""
+    a, b = ab[:, 0], ab[:, 1]
+    area = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    determinant = c[:, 0, 0] * c[:, 1, 1] - c[:, 0, 1] * c[:, 1, 0]
+    angle = jnp.arctan2(area, jnp.hypot(xyz[:, 0], xyz[:, 1]))
+    return jnp.exp(-x * x) * angle + kind * determinant
+
+
+def mlp(sizes: tuple[int, ...] = (16, 64, 64, 1)) -> Callable[[Any], Any]:
+    """16 columns -> 64 -> 64 -> 1."""
+    random = np.random.default_rng(0)
+    weights = [
+        jnp.asarray(random.normal(size=shape).astype("float32")) for shape in pairwise(sizes)
+    ]
+
+    def model(x: Any) -> Any:
+        for weight in weights[:-1]:
+            x = jax.nn.relu(x @ weight)
+        return x @ weights[-1]
+
+    return model
+
+
+def filled(layout: Layout, rows: int) -> SoA:
+    soa, random = layout.allocate(rows), np.random.default_rng(0)
+    for field in layout.fields:
+        target = soa[field.name if field.per_row else Value(field.name)]
+        target[...] = random.normal(size=target.shape).astype(target.dtype)
+    return soa
+
+
+def compare(name: str, layout: Layout, spec: Spec, model: Callable[..., Any], rows: int) -> None:
+    soa = filled(layout, rows)
+    ready = [jnp.array(array) for array in arrays(soa, spec, copy=True)]
+    columns = [
+        [soa[column] for column in entry] if isinstance(entry, tuple) else soa[entry]
+        for entry in spec.values()
+    ]
+    function, of_soa = jax.jit(model), jax.jit(lambda soa: model(*arrays(soa, spec)))
+    ways = {
+        "ready": lambda: function(*ready),
+        "soa": lambda: of_soa(soa),
+        "new": lambda: of_soa(layout.wrap(soa.buffer.root, rows)),
+        "stack": lambda: function(
+            *[np.stack(c, axis=1) if isinstance(c, list) else c for c in columns]
+        ),
+        "eager": lambda: function(*arrays(soa, spec, copy=None)),
+    }
+    calls = {way: lambda call=call: jax.block_until_ready(call()) for way, call in ways.items()}
+    found = medians(calls, rounds=300, repeat=10 if rows < 10**4 else 1)
+    own, limit = found["soa"], found["ready"]
+    print(f"{name}, {rows} rows: jit(f)(soa) {own * 1e6:.0f} us")
+    print(f"    / jit(f)(*ready arrays)       {own / limit:5.2f}")
+    print(f"    np.stack, jit(f) / it         {found['stack'] / own:5.2f}", end="")
+    print(f"   ({found['stack'] / limit:.2f} if the conversion cost nothing)")
+    print(f"    eager arrays, jit(f) / it     {found['eager'] / own:5.2f}")
+    print(f"    wrap, then jit(f)(soa) / it   {found['new'] / own:5.2f}", flush=True)
+
+
+def memory(way: str, rows: int) -> None:
+    """Print the growth during the first run of the compiled model, in a process of its own."""
+    soa, spec = COLUMNS.allocate(rows), Spec(x=NAMES)
+    soa.buffer.root[:] = 1
+    model = mlp()
+    if way == "soa":
+        function = jax.jit(lambda soa: model(*arrays(soa, spec))).lower(soa).compile()
+        found = growth(lambda: jax.block_until_ready(function(soa)))
+    else:
+        x = jnp.ones((rows, 16), "float32")
+        function = jax.jit(model).lower(x).compile()
+        found = growth(lambda: jax.block_until_ready(function(x)))
+    print(f"{found:.0f}")
+
+
+def main() -> None:
+    print(f"jax {jax.__version__}, numpy {np.__version__}, {jax.devices()[0].device_kind}")
+    for rows in (10**3, 10**5):
+        with jax.enable_x64(True):
+            compare("five tensors", LAYOUT, SPEC, five, rows)
+        compare("MLP", COLUMNS, Spec(x=NAMES), mlp(), rows)
+    for rows in (10**7, 10**7 - 1):
+        grown = [
+            subprocess.run(
+                [sys.executable, __file__, way, str(rows)],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout.strip()
+            for way in ("soa", "ready")
+        ]
+        size = COLUMNS.nbytes(rows) / 2**20
+        print(
+            f"MLP, {rows} rows, {size:.0f} MB: peak memory grows by {grown[0]} MB with an SoA, by "
+            f"{grown[1]} MB with a ready array",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main() if len(sys.argv) == 1 else memory(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,56 @@
+"""How the benchmarks measure, and the layout that they share."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from soaview import Column, Layout, Scalar, Spec
+
+LAYOUT = Layout(
+    [
+        Column("a", "float64", (3,)),
+        Column("b", "float64", (3,)),
+        Column("c", "float32", (2, 2)),
+        Column("x", "float64"),
+        Column("y", "float64"),
+        Column("z", "float64"),
+        Scalar("type", "float32"),
+        Scalar("someNumber", "int32"),
+        Column("v", "float64"),
+        Column("w", "float64"),
+    ]
+)
+"""Five tensors are made of it, as in the CMS experiment's own test."""
+
+TENSORS = {"ab": ["a", "b"], "c": "c", "xyz": ["x", "y", "z"], "x": "x"}
+SPEC = Spec(TENSORS, type="type")
+
+
+def medians(calls: dict[str, Callable[[], object]], rounds: int, repeat: int) -> dict[str, float]:
+    """Median seconds of each call, run round by round in alternating order."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 3):
+        for name in list(calls)[:: 1 if number % 2 else -1]:
+            call = calls[name]
+            begin = time.perf_counter()
+            for _ in range(repeat):
+                call()
+            if number >= 3:
+                times[name].append((time.perf_counter() - begin) / repeat)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def growth(call: Callable[[], object]) -> float:
+    """Megabytes by which the process's peak memory rises over what is resident now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _resident("VmRSS")
+    call()
+    return max(_resident("VmHWM") - before, 0) / 1024
+
+
+def _resident(kind: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
