@@ -39,7 +39,7 @@ class SoA:
         buffer: the memory, shared by all slices.
         capacity: the row count that the buffer is laid out for; `rows`, unless this is a slice.
         start: the buffer's row at which this SoA starts.
-        ready: where an adapter keeps, under its name, what it worked out for the last spec.
+        ready: where an adapter keeps, under a name of its own, what it worked out last.
     """
 
     __slots__ = ("__weakref__", "buffer", "capacity", "layout", "ready", "rows", "start")

@@ -28,16 +28,22 @@ def arrays(
 ) -> list[jax.Array]:
     """The spec's arrays, in spec order, as JAX arrays over the SoA's memory.
 
-    XLA imports only memory that is dense, in any order of the axes, and starts on a multiple of 64
-    bytes. A column of plain numbers is dense at every row count; a vector, a matrix or neighbouring
-    columns are when no padding lies between them.
-    The arrays see what is written into the SoA later, and so do results still being computed: leave
-    the memory alone until they are done. Read-only memory is welcome.
+    Inside `jit` and JAX's other transformations, where the SoA is an argument, they are cut from
+    it, for XLA to fuse into what reads them. That goes for every spec and row count, whatever
+    `copy` is. Outside, XLA imports only memory that is dense, in any order of the axes, and starts
+    on a multiple of 64 bytes. A column of plain numbers is dense at every row count; a vector, a
+    matrix or neighbouring columns are when no padding lies between them. Read-only memory is
+    welcome.
+
+    JAX computes asynchronously, over the memory itself: results still being computed see what is
+    written into it, so write when `jax.block_until_ready` has returned them. Arrays outside of
+    `jit` see it at any time. An SoA that is an argument is read in every call; one that a jitted
+    function has closed over is a constant, with the values of the time when it was compiled.
 
     Args:
         soa: the memory.
         spec: which columns make each array.
-        copy: `False` never copies; `None` copies only the arrays that XLA cannot import; `True`
+        copy: outside of transformations, `False` never copies; `None` copies only the arrays that XLA cannot import; `True`
             copies all. Copies are finished when they are returned, and independent of the SoA.
         padded: give the padded rows (pitch / itemsize) instead of the valid ones: dense at every
             row count. `soa.rows` says how many of them are valid.
@@ -47,7 +53,8 @@ def arrays(
             out.
         TypeError: a 64-bit dtype while JAX has them switched off, which would narrow it; a wrong
             kind of argument.
-        KeyError, ValueError: no such column; columns that do not fit one array.
+        KeyError, ValueError: no such column; columns that do not fit one array; SoAs stacked
+            where one is expected.
 
     >>> from soaview import Column, Layout, Spec
     >>> soa = Layout([Column("pt", "float32"), Column("eta", "float32")]).allocate(32)
@@ -55,6 +62,8 @@ def arrays(
     >>> [x] = arrays(soa, Spec(x=["pt", "eta"]))
     >>> x.shape, x[0]
     ((32, 2), Array([0., 7.], dtype=float32))
+    >>> jax.jit(lambda soa: arrays(soa, Spec(x=["eta", "pt"]))[0][0])(soa)
+    Array([7., 0.], dtype=float32)
     """
     check_copy(copy)
     wide = x64()
