@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from measure import medians
 
 from soaview import Column, Layout, Spec
@@ -39,6 +40,7 @@ def candidates(matrix: np.ndarray, rows: int) -> dict[str, tuple[Any, Callable[[
     return {
         "flat buffer": (matrix.reshape(-1), lambda a: a.reshape(K, width)[:, :rows].T),
         "matrix (k, P)": (matrix, lambda a: a[:, :rows].T),
+        "(k, P), then a barrier": (matrix, lambda a: lax.optimization_barrier(a[:, :rows].T)),
         "(k, P) kept in JAX": (jax.device_put(matrix), lambda a: a[:, :rows].T),
         "column-major (P, k) kept": (column_major, lambda a: a[:rows]),
         "one leaf per column": (list(matrix), lambda a: jnp.stack(a, axis=1)[:rows]),

@@ -43,8 +43,9 @@ def arrays(
     Args:
         soa: the memory.
         spec: which columns make each array.
-        copy: outside of transformations, `False` never copies; `None` copies only the arrays that XLA cannot import; `True`
-            copies all. Copies are finished when they are returned, and independent of the SoA.
+        copy: outside of transformations, `False` never copies; `None` copies only the arrays that
+            XLA cannot import; `True` copies all. Copies are finished when they are returned, and
+            independent of the SoA.
         padded: give the padded rows (pitch / itemsize) instead of the valid ones: dense at every
             row count. `soa.rows` says how many of them are valid.
 
