@@ -51,7 +51,7 @@ class Leaves(Buffer):
     def __init__(self, layout: Layout, rows: int, leaves: tuple[Any, ...]) -> None:
         self.layout = layout
         self.rows = rows
-        self.leaves = leaves
+        self.owner = self.leaves = leaves
         self.nbytes = layout.nbytes(rows)
         self.imports = {}
 

@@ -80,6 +80,17 @@ def test_leaves_are_few_and_the_memory_itself():
     assert sum(leaf.nbytes for leaf in leaves) == soa.buffer.nbytes
 
 
+def test_given_to_jax_it_is_still_the_memory():
+    """`jax.device_put` of an SoA is no copy on the host: JAX's arrays lie over its columns."""
+    soa = filled(1000)
+    with jax.enable_x64(True):
+        put = jax.device_put(soa)
+    starts = [soa.buffer.address + LAYOUT.offset(name, 1000) for name in "xkdn"]
+    assert addresses(put) == starts
+    assert jax.jit(total)(put) == total_of(soa)
+    assert views(put, Spec(k="k"))[0].address == starts[1]
+
+
 def test_leaves_have_the_names_of_their_fields():
     """JAX's messages and tree paths name the fields."""
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(filled(3))]
@@ -694,6 +705,23 @@ def test_arguments_are_live_and_closures_are_not():
     soa["x"][:] = 0
     assert given(soa, 0.0) == total_of(soa) != first
     assert closed(0.0) == first
+
+
+def test_a_running_computation_sees_what_is_written():
+    """The memory is read where it lies, when the computation gets there, and not before."""
+    soa = filled(1024)
+    function = jax.jit(lambda s, wait: total(s) + 0 * wait)
+    function(soa, 0.0).block_until_ready()
+
+    @jax.jit
+    def slow(x):
+        return lax.fori_loop(0, 300, lambda _, x: jnp.tanh(x @ x), x).sum()
+
+    before = total_of(soa)
+    result = function(soa, slow(jnp.ones((500, 500))))
+    soa["x"][:] = 0
+    assert not result.is_ready()
+    assert result == total_of(soa) != before
 
 
 def test_memory_may_be_written_once_the_result_is_there():
