@@ -163,8 +163,9 @@ def test_what_jax_made_is_immutable():
     made = owned(filled(33))
     assert made.readonly
     assert repr(made) == "SoA(33 rows, 1280 bytes on cpu, read-only: x, y, k, d, n)"
-    with pytest.raises(ValueError, match="read-only"):
-        made["x"][0] = 1
+    for soa in (made, jax.device_get(made), jax.tree.map(lambda leaf: leaf, filled(33))):
+        with pytest.raises(ValueError, match="read-only"):
+            soa["x"][0] = 1
     with pytest.raises(BufferError, match="read-only"):
         write(made, Spec(x="x"), [jnp.zeros(33)])
     with pytest.raises(BufferError, match="JAX made this SoA.*not in one buffer"):
@@ -205,6 +206,16 @@ def test_columns_that_no_view_covers_are_cut_inside_jit(entry):
     soa, expected = wrapped(layout_of("float32", "int8"), 33)
     [t] = jax.jit(lambda s: arrays(s, Spec(t=entry), copy=False))(soa)
     np.testing.assert_array_equal(t, read(entry, expected, 33))
+
+
+@one_by_one
+def test_what_a_view_covers_is_cut_in_one_piece(case):
+    """Neighbouring components, in any order of the axes, are one slice: nothing is put together."""
+    soa, _ = wrapped(case.layout, 33)
+    entry = list(case.entry) if isinstance(case.entry, tuple) else case.entry
+    cut = str(jax.make_jaxpr(lambda s: arrays(s, Spec(t=entry)))(soa))
+    assert ("concatenate" in cut) == (case.name == "float32-every-second-column")
+    assert "gather" not in cut
 
 
 def test_slices_go_as_their_own_rows():
@@ -543,9 +554,10 @@ def test_update_is_independent():
     """Outside of jit, too, what comes out does not change with the user's memory."""
     soa = filled(33)
     made = update(soa, Spec(x="x"), [jnp.zeros(33)])
-    wanted = soa["y"].copy()
+    wanted = {name: soa[name].copy() for name in "ykd"}
     soa.buffer.root[:] = 0
-    np.testing.assert_array_equal(made["y"], wanted)
+    for name, column in wanted.items():
+        np.testing.assert_array_equal(made[name], column)
 
 
 @pytest.mark.parametrize(
