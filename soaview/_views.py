@@ -171,14 +171,19 @@ def views_or_columns(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View
     return found
 
 
-def _plan(soa: SoA, spec: Spec, padded: bool) -> Plan:
-    if not isinstance(spec, Spec):
-        raise TypeError(f"spec must be a Spec, got {type(spec).__name__}{_meant(spec)}")
+def check_soa(soa: object) -> None:
+    """Raise unless this is an SoA."""
     if not hasattr(soa, "capacity"):
         raise TypeError(
             f"soa must be an SoA, got {type(soa).__name__}; over memory that holds one, make it "
             f"with layout.wrap(buffer, rows)"
         )
+
+
+def _plan(soa: SoA, spec: Spec, padded: bool) -> Plan:
+    if not isinstance(spec, Spec):
+        raise TypeError(f"spec must be a Spec, got {type(spec).__name__}{_meant(spec)}")
+    check_soa(soa)
     if padded is not False and padded is not True:
         raise TypeError(f"padded must be True or False, got {padded!r:.60}")
     if padded and soa.rows != soa.capacity:

@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from soaview import SoA, Spec, View
 from soaview._buffer import exact_int, host_array
 from soaview._runs import runs
 from soaview._soa import check_copy, check_given, targets
-from soaview._views import Scattered, views_or_columns
+from soaview._views import Scattered, check_soa, views_or_columns
 
-from ._tree import NARROW, Leaves, cut, from_leaves, leaves, put, shards, x64
+from ._tree import INT32_MAX, NARROW, Leaves, cut, from_leaves, leaves, put, shards, x64
 
 _ALIGNMENT = 64  # bytes; XLA's CPU client copies what does not start on such an address
 
@@ -28,12 +28,14 @@ def arrays(
 ) -> list[jax.Array]:
     """The spec's arrays, in spec order, as JAX arrays over the SoA's memory.
 
-    Inside `jit` and JAX's other transformations, where the SoA is an argument, they are cut from
-    it, for XLA to fuse into what reads them. That goes for every spec and row count, whatever
-    `copy` is. Outside, XLA imports only memory that is dense, in any order of the axes, and starts
-    on a multiple of 64 bytes. A column of plain numbers is dense at every row count; a vector, a
-    matrix or neighbouring columns are when no padding lies between them. Read-only memory is
-    welcome.
+    In a function under `jit`, or another of JAX's transformations, that is given the SoA as an
+    argument, they are cut from it, for XLA to fuse into what reads them. That goes for every spec
+    and row count, whatever `copy` is.
+
+    Outside, and where JAX runs a function as it is (`custom_vjp` without `jit`, `jax.disable_jit`),
+    XLA imports only memory that is dense, in any order of the axes, and starts on a multiple of 64
+    bytes. A column of plain numbers is dense at every row count; a vector, a matrix or neighbouring
+    columns are when no padding lies between them. Read-only memory is welcome.
 
     JAX computes asynchronously, over the memory itself: results still being computed see what is
     written into it, so write when `jax.block_until_ready` has returned them. Arrays outside of
@@ -87,7 +89,10 @@ def arrays(
     obstacles = [_obstacle(soa, view) for view in found]
     copied = [view for view, obstacle in zip(found, obstacles, strict=True) if obstacle]
     if copied and copy is False:
-        raise BufferError(f"tensor {copied[0].name!r}: {next(filter(None, obstacles))}")
+        raise BufferError(
+            f"tensor {copied[0].name!r}: {next(filter(None, obstacles))}. In a function under "
+            f"jax.jit, given the SoA as an argument, arrays works for every spec"
+        )
     sources = [
         _source(view)
         for view, obstacle in zip(found, obstacles, strict=True)
@@ -336,7 +341,12 @@ def to(soa: SoA, sharding: jax.sharding.NamedSharding) -> SoA:
     >>> to(soa, NamedSharding(mesh, PartitionSpec("rows")))
     SoA(2 rows, 128 bytes on cpu, read-only: x)
     """
-    if not isinstance(sharding, NamedSharding) or len(sharding.spec) > 1:
+    check_soa(soa)
+    if (
+        not isinstance(sharding, NamedSharding)
+        or len(sharding.spec) > 1
+        or PartitionSpec.UNCONSTRAINED in sharding.spec
+    ):
         raise TypeError(
             f"sharding must be a NamedSharding of one axis, that of the rows, such as "
             f"NamedSharding(mesh, PartitionSpec('rows')), got {sharding!r:.200}"
@@ -365,6 +375,12 @@ def mask(soa: SoA, count: jax.Array | int) -> jax.Array:
     >>> mask(Layout([Column("x", "float32")]).allocate(4), 3)
     Array([ True,  True,  True, False], dtype=bool)
     """
+    check_soa(soa)
+    if soa.rows > INT32_MAX and not x64():
+        raise ValueError(
+            f"JAX does not count to {soa.rows} rows while 64-bit types are switched off; switch "
+            f"them on"
+        )
     if isinstance(count, jax.core.Tracer):
         if count.shape or not jnp.issubdtype(count.dtype, jnp.integer):
             raise TypeError(f"count must be one integer, got {count.dtype} of shape {count.shape}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Iterable
-from itertools import pairwise
-from typing import Any
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
@@ -28,6 +30,9 @@ NARROW = {
     "complex128": "complex64",
 }
 """What JAX makes of the types that it has switched off by default."""
+
+
+INT32_MAX = 2**31 - 1
 
 
 def x64() -> bool:
@@ -64,7 +69,7 @@ class Leaves(Buffer):
             "soaview_jax.write puts its arrays into an SoA of yours"
         )
 
-    wide = root
+    wide = unguarded = root
 
     @property
     def device(self) -> str:
@@ -72,6 +77,8 @@ class Leaves(Buffer):
         if self.traced:
             return "no device: it is traced"
         arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.Array)]
+        if any(map(_is_deleted, arrays)):
+            return "no device: it was donated"
         names = {device.platform for leaf in arrays for device in leaf.devices()}
         return "+".join(sorted(names)) or "cpu"
 
@@ -81,31 +88,41 @@ class Leaves(Buffer):
         return any(isinstance(leaf, jax.core.Tracer) for leaf in self.leaves)
 
     def find(self, view: View) -> tuple[int, Run]:
-        """The run in which a view lies: the last that starts at or before it."""
-        for number, run in reversed([*enumerate(runs(self.layout, self.rows))]):
-            if run.offset <= view.byte_offset:
-                return number, run
-        raise AssertionError(view)
+        """The run in which a view lies: of its dtype, the last that starts at or before it."""
+        found = runs(self.layout, self.rows)
+        number = bisect_right(found, view.byte_offset, key=lambda run: run.offset) - 1
+        while found[number].dtype != view.dtype:  # without rows, other runs start there too
+            number -= 1
+        return number, found[number]
 
     def leaf(self, number: int, run: Run) -> Any:
         """A run's leaf, which must be what the layout says."""
         found = self.leaves[number]
         shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
         where = f"the leaf of {name_of(run)!r}"
+        if shape is None:
+            raise TypeError(f"{where} is {type(found).__name__}, and no array: it has no columns")
         if dtype == jax.dtypes.float0:
-            raise TypeError(f"{where} is a gradient, and {run.dtype} has none")
+            off = ", as 64-bit types were switched off" if run.dtype in NARROW else ""
+            raise TypeError(f"{where} is a gradient, and {run.dtype} has none{off}")
+        if _is_deleted(found):
+            raise RuntimeError(
+                f"{where} is deleted: the SoA was donated to a jitted function; use the one that "
+                f"it returned"
+            )
         forms = [
             (run.shape, numpy_dtype(run.dtype)),
             *([_bits(run)] if run.dtype in NARROW else []),
         ]
         if (shape, dtype) in forms:
             return found
-        if shape is not None and (shape[-2:], dtype) in forms:
+        if (shape[-2:], dtype) in forms:
             raise ValueError(
                 f"{where} has the leading axes {shape[:-2]}: these are SoAs stacked; jax.vmap, "
-                f"lax.map or lax.scan take them one by one"
+                f"lax.map or lax.scan take them one by one, and "
+                f"jax.tree.map(lambda leaf: leaf[0], soas) takes out the first"
             )
-        if shape is not None and (shape, dtype) in [(form[1:], kind) for form, kind in forms]:
+        if (shape, dtype) in [(form[1:], kind) for form, kind in forms]:
             raise ValueError(
                 f"{where} has lost its axis of components, for a single SoA has no axis to map "
                 f"over; stack SoAs, jax.tree.map(lambda *x: jnp.stack(x), *soas), or map over what "
@@ -113,13 +130,15 @@ class Leaves(Buffer):
             )
         raise TypeError(
             f"{where} is {dtype} of shape {shape}, but the layout has {run.dtype} of shape "
-            f"{run.shape} there; change columns with soaview_jax.update"
+            f"{run.shape} there; take arrays from the SoA first, and convert, cut or distribute "
+            f"these"
         )
 
     def locate(self, view: View) -> View:
         """The same view over its leaf, where that is an array on the host."""
         number, run = self.find(view)
         found = self.leaf(number, run)
+        first = view.offset - run.offset // view.itemsize
         if isinstance(found, jax.core.Tracer):
             raise TypeError(
                 f"tensor {view.name!r}: a traced SoA has no values yet; inside jit, take its "
@@ -130,8 +149,8 @@ class Leaves(Buffer):
             if len(devices) > 1 or {device.platform for device in devices} != {"cpu"}:
                 raise BufferError(
                     f"tensor {view.name!r}: the SoA is on {', '.join(sorted(map(str, devices)))}; "
-                    f"use it inside jit, "
-                    f"or bring it to the host with jax.device_get(soa)"
+                    f"give it to a jitted function as an argument, or bring it to the host with "
+                    f"jax.device_get(soa)"
                 )
         elif not isinstance(found, np.ndarray):
             raise TypeError(
@@ -140,16 +159,12 @@ class Leaves(Buffer):
             )
         host = np.asarray(found).view()
         host.flags.writeable = False
-        size = ITEMSIZE[run.dtype]
-        return View(
-            view.name,
-            view.dtype,
-            view.itemsize,
-            view.shape,
-            view.strides,
-            view.offset - run.offset // size,
-            Buffer(host, host.nbytes, size),
-        )
+        return replace(view, offset=first, buffer=Buffer(host, host.nbytes, view.itemsize))
+
+
+def _is_deleted(leaf: Any) -> bool:
+    traced = isinstance(leaf, jax.core.Tracer)
+    return isinstance(leaf, jax.Array) and not traced and leaf.is_deleted()
 
 
 def name_of(run: Run) -> str:
@@ -169,6 +184,9 @@ def leaves(soa: SoA) -> tuple[Any, ...]:
     64-bit runs go as pairs of 32 bits where JAX has those types switched off. A slice, whose
     columns lie apart, goes as a copy of its rows.
     """
+    if isinstance(soa.buffer, Leaves):
+        for number, run in enumerate(runs(soa.layout, soa.capacity)):
+            soa.buffer.leaf(number, run)
     return _flatten(soa)[0]
 
 
@@ -180,41 +198,43 @@ def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     kept: Any = soa.ready.get("jax.tree")
     if kept is not None and (kept[0] is None or kept[0] is x64()):
         return kept[1]  # type: ignore[no-any-return]
-    buffer, aux = soa.buffer, (soa.layout, soa.rows)
+    aux = (soa.layout, soa.rows)
     if soa.rows != soa.capacity:
         return _own_rows(soa), aux
-    if isinstance(buffer, Leaves):
-        return buffer.leaves, aux
     found, mode = [], None
-    for run in runs(*aux):
-        shape, dtype = run.shape, numpy_dtype(run.dtype)
+    for number, run in enumerate(runs(*aux)):
+        if isinstance(soa.buffer, Leaves):
+            leaf = soa.buffer.leaves[number]
+        else:
+            leaf = np.ndarray(run.shape, numpy_dtype(run.dtype), soa.buffer.root, run.offset)
         if run.dtype in NARROW:
             mode = x64()
-            if not mode:
-                shape, dtype = _bits(run)
-        found.append(np.ndarray(shape, dtype, buffer.root, run.offset))
+            native, bits = (run.shape, numpy_dtype(run.dtype)), _bits(run)
+            if isinstance(leaf, np.ndarray) and (leaf.shape, leaf.dtype) in (native, bits):
+                leaf = leaf.view((native if mode else bits)[1])
+        found.append(leaf)
     soa.ready["jax.tree"] = mode, (tuple(found), aux)
     return tuple(found), aux
 
 
 def _own_rows(soa: SoA) -> tuple[Any, ...]:
-    whole = SoA(soa.layout, soa.buffer, soa.capacity, 0, soa.capacity)
-    targets = leaves(soa.layout.allocate(soa.rows))
-    found = []
-    for number, run in enumerate(runs(soa.layout, soa.capacity)):
-        buffer, target = soa.buffer, targets[number]
-        source = buffer.leaf(number, run) if isinstance(buffer, Leaves) else leaves(whole)[number]
-        if not soa.layout.field(run.names[0]).per_row:
+    layout, found = soa.layout, []
+    whole = leaves(SoA(layout, soa.buffer, soa.capacity, 0, soa.capacity))
+    memory = layout.allocate(soa.rows).buffer.root
+    both = zip(runs(layout, soa.capacity), runs(layout, soa.rows), strict=True)
+    for source, (run, own) in zip(whole, both, strict=True):
+        if not layout.field(run.names[0]).per_row:
             found.append(source)
             continue
         words = source.shape[1] // run.shape[1]
-        first, last = soa.start * words, (soa.start + soa.rows) * words
+        rows = source[:, soa.start * words : (soa.start + soa.rows) * words]
+        padding = own.shape[1] * words - rows.shape[1]
         if isinstance(source, np.ndarray):
-            target[:, : last - first] = source[:, first:last]
+            target = np.ndarray((len(rows), own.shape[1] * words), source.dtype, memory, own.offset)
+            target[:, : rows.shape[1]] = rows
             found.append(target)
         else:
-            padding = target.shape[1] - (last - first)
-            found.append(jnp.pad(source[:, first:last], ((0, 0), (0, padding))))
+            found.append(jnp.pad(rows, ((0, 0), (0, padding))))
     return tuple(found)
 
 
@@ -225,21 +245,108 @@ def from_leaves(layout: Layout, rows: int, leaves: Iterable[Any]) -> SoA:
 
 def cut(view: View | Scattered) -> jax.Array:
     """The view's array, cut from its leaf: for XLA to fuse into what reads it."""
-    if isinstance(view, Scattered):
-        return jnp.stack([cut(part) for part in view.parts], axis=1)
     if 0 in view.shape:
         return jnp.zeros(view.shape, view.dtype)
-    place = _Place(view)
-    components = [lax.slice_in_dim(place.leaf, i, j) for i, j in place.stretches]
-    block = components[0] if len(components) == 1 else lax.concatenate(components, 0)
-    if not view.shape:
-        return block[0, 0]
-    rows = view.shape[0] if view.strides[0] else 1
-    _check_shards(view, place.leaf, rows)
-    block = lax.slice_in_dim(block, place.start, place.start + rows, axis=1)
-    found = block.reshape(*(view.shape[axis] for axis in place.axes), rows)
-    found = found.transpose(-1, *np.argsort([axis - 1 for axis in place.axes]))
-    return jnp.broadcast_to(found, view.shape)
+    found = []
+    for place in _places(view):
+        axes, numbers = place.in_memory()
+        _check_shards(view, place)
+        block = lax.slice_in_dim(place.leaf, place.start, place.start + place.rows, axis=1)
+        steps = {int(step) for step in np.diff(numbers)} or {1}
+        if len(steps) == 1 and min(steps) > 0:
+            block = lax.slice_in_dim(block, int(numbers[0]), int(numbers[-1]) + 1, *steps)
+        else:
+            block = block.at[numbers].get(mode="promise_in_bounds")
+        block = block.reshape(*(place.components.shape[axis] for axis in axes), place.rows)
+        found.append(block.transpose(-1, *np.argsort(axes)))
+    if isinstance(view, View):
+        return jnp.broadcast_to(found[0], view.shape) if view.shape else found[0].reshape(())
+    return jnp.concatenate([jnp.broadcast_to(f, (view.shape[0], *f.shape[1:])) for f in found], 1)
+
+
+def put(view: View | Scattered, value: jax.Array, leaves: list[Any]) -> None:
+    """Put the value where the view is, in place of the leaf that is there."""
+    if 0 in view.shape:
+        return
+    value = value if view.shape else value.reshape(1)
+    done = 0
+    for place in _places(view):
+        part = value
+        if isinstance(view, Scattered):
+            part = value[:, done : done + len(place.components)]
+            done += len(place.components)
+        axes, numbers = place.in_memory()
+        block = part.transpose(*(axis + 1 for axis in axes), 0).reshape(-1, place.rows)
+        order = np.argsort(numbers)
+        if (np.diff(order) != 1).any():
+            block, numbers = block.at[order].get(mode="promise_in_bounds"), numbers[order]
+        first = 0
+        for stretch in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
+            rows = lax.slice_in_dim(block, first, first + len(stretch))
+            first += len(stretch)
+            at = (int(stretch[0]), place.start)
+            leaves[place.number] = lax.dynamic_update_slice(leaves[place.number], rows, at)
+
+
+class _Place(NamedTuple):
+    """Where a view, or neighbouring columns of it, are: in one leaf.
+
+    Attributes:
+        number: of the leaf.
+        leaf: a matrix (components, padded rows).
+        start, rows: the first one, and how many; a scalar has one.
+        components: their numbers, in the shape of one row's element.
+    """
+
+    number: int
+    leaf: Any
+    start: int
+    rows: int
+    components: NDArray[np.int64]
+
+    def in_memory(self) -> tuple[list[int], NDArray[np.int64]]:
+        """The axes of `components`, longest step first, and the numbers in that order."""
+        found = self.components
+        reach = [
+            abs(found.take(-1, axis) - found.take(0, axis)).max() for axis in range(found.ndim)
+        ]
+        axes = sorted(range(found.ndim), key=lambda axis: -reach[axis])
+        return axes, found.transpose(axes).ravel()
+
+
+def _places(view: View | Scattered) -> list[_Place]:
+    if isinstance(view, View):
+        return [_place(view)]
+    found = []
+    parts = [_place(part) for part in view.parts]
+    for _, group in groupby(parts, lambda place: (place.number, place.start, place.rows)):
+        places = list(group)
+        components = np.stack([place.components for place in places])
+        found.append(places[0]._replace(components=components))
+    return found
+
+
+def _place(view: View) -> _Place:
+    assert isinstance(view.buffer, Leaves)
+    number, run = view.buffer.find(view)
+    leaf = view.buffer.leaf(number, run)
+    if leaf.dtype != view.dtype:
+        raise TypeError(
+            f"tensor {view.name!r} is {view.dtype}, and its SoA was passed to JAX while 64-bit "
+            f"types were switched off; switch them on before that"
+        )
+    width = run.shape[1]
+    first, start = divmod(view.offset - run.offset // view.itemsize, width)
+    rows = view.shape[0] if view.strides and view.strides[0] else 1
+    if start + rows > INT32_MAX and not x64():
+        raise ValueError(
+            f"tensor {view.name!r}: JAX does not count to row {start + rows} while 64-bit types "
+            f"are switched off; switch them on"
+        )
+    components = np.full((), first)
+    for length, step in zip(view.shape[1:], view.strides[1:], strict=True):
+        components = np.add.outer(components, np.arange(length) * (step // width))
+    return _Place(number, leaf, start, rows, components)
 
 
 def shards(sharding: jax.sharding.NamedSharding, axis: int) -> int:
@@ -249,67 +356,16 @@ def shards(sharding: jax.sharding.NamedSharding, axis: int) -> int:
     return math.prod(sharding.mesh.shape[name] for name in names)
 
 
-def _check_shards(view: View, leaf: Any, rows: int) -> None:
+def _check_shards(view: View | Scattered, place: _Place) -> None:
     """Where a mesh's axes are explicit, JAX cuts a sharded axis into equal parts only."""
-    parts = shards(jax.typeof(leaf).sharding, 1)
-    if rows % parts:
+    parts = shards(jax.typeof(place.leaf).sharding, 1)
+    if place.rows % parts:
+        even = -(-place.rows // parts) * parts
         raise ValueError(
-            f"tensor {view.name!r}: {rows} rows do not split evenly over {parts} devices, as the "
-            f"mesh's explicit axes need it; take padded=True and soaview_jax.mask, or a mesh with "
-            f"axis_types=(jax.sharding.AxisType.Auto,)"
+            f"tensor {view.name!r}: {place.rows} rows do not split evenly over {parts} devices, as "
+            f"the mesh's explicit axes need it; lay the SoA out for {even} rows and use "
+            f"soaview_jax.mask, or make the mesh with axis_types=(jax.sharding.AxisType.Auto,)"
         )
-
-
-def put(view: View | Scattered, value: jax.Array, leaves: list[Any]) -> None:
-    """Put the value where the view is, in place of the leaf that is there."""
-    if isinstance(view, Scattered):
-        for number, part in enumerate(view.parts):
-            put(part, value[:, number], leaves)
-        return
-    if 0 in view.shape:
-        return
-    place = _Place(view)
-    block = value.transpose(*place.axes, 0) if view.shape else value.reshape(1, 1)
-    block = block.reshape(-1, block.shape[-1])
-    done = 0
-    for first, last in place.stretches:
-        rows = lax.slice_in_dim(block, done, done + last - first)
-        leaf = leaves[place.number]
-        leaves[place.number] = lax.dynamic_update_slice(leaf, rows, (first, place.start))
-        done += last - first
-
-
-class _Place:
-    """Where a view is in its leaf.
-
-    Attributes:
-        number: of the leaf.
-        leaf: a matrix (components, padded rows).
-        start: its first row.
-        axes: the view's axes within one row, from the one with the longest step to the shortest.
-        stretches: (first, last + 1) of components that follow each other, in the order of `axes`.
-    """
-
-    def __init__(self, view: View) -> None:
-        assert isinstance(view.buffer, Leaves)
-        self.number, run = view.buffer.find(view)
-        self.leaf = view.buffer.leaf(self.number, run)
-        if self.leaf.dtype != view.dtype:
-            raise TypeError(
-                f"tensor {view.name!r} is {view.dtype}, and its SoA was passed to JAX while 64-bit "
-                f"types were switched off; switch them on before that"
-            )
-        width = run.shape[1]
-        first, self.start = divmod(view.offset - run.offset // view.itemsize, width)
-        self.axes = sorted(range(1, len(view.shape)), key=lambda axis: -view.strides[axis])
-        numbers = np.array([first])
-        for axis in self.axes:
-            steps = np.arange(view.shape[axis]) * (view.strides[axis] // width)
-            numbers = np.add.outer(numbers, steps).ravel()
-        ends = [i for i, (a, b) in enumerate(pairwise(numbers), 1) if b != a + 1]
-        self.stretches = [
-            (int(part[0]), int(part[-1]) + 1) for part in np.split(numbers, ends) if part.size
-        ]
 
 
 def _flatten_with_keys(soa: SoA) -> tuple[list[tuple[DictKey, Any]], Aux]:

@@ -158,6 +158,21 @@ def test_what_jax_made_is_read_like_any_soa(case, rows):
                 arrays(made, spec)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 32, 33])
+def test_no_rows_of_what_jax_made(rows):
+    """Every entry of an SoA without rows, and of empty slices at every place, reads as empty."""
+    layout = Layout([*layout_of("float32", "float64").fields, Column("last", "int8")])
+    with jax.enable_x64(True):
+        for made in (owned(layout.allocate(rows)), jax.device_get(owned(layout.allocate(rows)))):
+            for part in (made[:0], made[rows:], *([made] if rows == 0 else [])):
+                for field in layout.fields:
+                    assert part[field.name].shape == (0, *field.shape)
+                    [t] = arrays(part, Spec(t=field.name))
+                    assert t.shape == (0, *field.shape)
+                assert len(jax.jit(lambda s: arrays(s, Spec(t="last")))(part)[0]) == 0
+                assert update(part, Spec(t="last"), [jnp.zeros(0, "int8")]).rows == 0
+
+
 def test_what_jax_made_is_immutable():
     """Its views are read-only, and `write` refuses it."""
     made = owned(filled(33))
@@ -210,12 +225,14 @@ def test_columns_that_no_view_covers_are_cut_inside_jit(entry):
 
 @one_by_one
 def test_what_a_view_covers_is_cut_in_one_piece(case):
-    """Neighbouring components, in any order of the axes, are one slice: nothing is put together."""
+    """Components at an even distance, in any order of the axes, are one slice."""
     soa, _ = wrapped(case.layout, 33)
     entry = list(case.entry) if isinstance(case.entry, tuple) else case.entry
     cut = str(jax.make_jaxpr(lambda s: arrays(s, Spec(t=entry)))(soa))
-    assert ("concatenate" in cut) == (case.name == "float32-every-second-column")
+    runs = 2 if case.name == "float32-scalars-apart" else 1
+    assert cut.count(" slice[") == 2 * runs  # of the rows, of the components
     assert "gather" not in cut
+    assert ("concatenate" in cut) == (runs > 1)
 
 
 def test_slices_go_as_their_own_rows():
@@ -382,9 +399,11 @@ def test_other_dtypes_than_the_layouts_are_refused():
     soa = jax.tree.map(lambda x: x.astype("float16") if x.dtype == "float32" else x, filled(33))
     for read_it in (lambda s: s["x"], lambda s: arrays(s, XY, copy=True), jax.jit(total)):
         with pytest.raises(
-            TypeError, match=r"'x:y' is float16 of shape \(2, 64\).*float32.*update"
+            TypeError, match=r"'x:y' is float16 of shape \(2, 64\).*float32.*take arrays .* first"
         ):
             read_it(soa)
+    with pytest.raises(TypeError, match="'x:y' is tuple, and no array"):
+        jax.tree.map(np.shape, filled(33))["x"]
 
 
 # Gradients
@@ -485,6 +504,28 @@ def compilations():
     return counting
 
 
+def test_rows_beyond_what_jax_counts():
+    """Past 2**31 rows, what needs a row's number wants 64-bit types."""
+    rows = 2**31 + 64
+    layout = Layout([Column("a", "int8")])
+    soa = layout.wrap(np.zeros(layout.nbytes(rows), np.uint8), rows)
+    late = lambda s: update(s[2**31 + 3 :], Spec(a="a"), [jnp.ones(61, "int8")])  # noqa: E731
+    for bad in (lambda s: mask(s, 3), late):
+        with pytest.raises(ValueError, match="JAX does not count to .*64-bit types .*switch"):
+            jax.eval_shape(bad, soa)
+        with jax.enable_x64(True):
+            jax.eval_shape(bad, soa)
+    [t] = jax.jit(lambda s: arrays(s[: 2**31 - 1][-3:], Spec(a="a")))(soa)
+    assert t.shape == (3,)
+
+
+def test_no_soa():
+    """What is no SoA is refused by its type."""
+    for bad in (lambda s: mask(s, 3), lambda s: arrays(s, XY), lambda s: update(s, XY, [])):
+        with pytest.raises(TypeError, match="soa must be an SoA, got list"):
+            bad([1, 2])
+
+
 @pytest.mark.parametrize(
     ("count", "error", "message"),
     [
@@ -550,6 +591,23 @@ def test_update_of_several_and_scattered_columns():
     )
 
 
+def test_many_scattered_columns():
+    """Hundreds of columns in any order are one gather, and put back by few updates."""
+    names = [f"c{i}" for i in range(400)]
+    soa = filled(33, Layout([Column(name, "float32") for name in names]))
+    order = names[::-1]
+    spec = Spec(t=order)
+    cut = str(jax.make_jaxpr(lambda s: arrays(s, spec))(soa))
+    assert (cut.count("gather["), cut.count(" slice[")) == (1, 1)
+    [t] = jax.jit(lambda s: arrays(s, spec))(soa)
+    np.testing.assert_array_equal(t, np.stack([soa[name] for name in order], axis=1))
+    change = lambda s: update(s, spec, [arrays(s, spec)[0] + 1])  # noqa: E731
+    assert str(jax.make_jaxpr(change)(soa)).count("dynamic_update_slice") == 1
+    made = jax.jit(change)(soa)
+    for name in names:
+        np.testing.assert_array_equal(made[name], soa[name] + 1)
+
+
 def test_update_is_independent():
     """Outside of jit, too, what comes out does not change with the user's memory."""
     soa = filled(33)
@@ -606,8 +664,14 @@ def test_donated_memory_of_xla_changes_in_place():
         assert addresses(soa) == before
         assert soa["x"][0] == count
         np.testing.assert_array_equal(soa["d"], filled(1000)["d"])
-        with pytest.raises(RuntimeError, match="deleted"):
-            previous["x"]
+        assert "on no device: it was donated" in repr(previous)
+        for late in (
+            lambda s: s["x"],
+            lambda s: arrays(s, STEP),
+            lambda s: update(s, STEP, [jnp.ones(1000)]),
+        ):
+            with pytest.raises(RuntimeError, match="'x:y' is deleted: the SoA was donated"):
+                late(previous)
 
 
 def test_what_is_being_read_is_not_changed():
@@ -689,6 +753,36 @@ def test_unused_64_bit_columns_do_no_harm():
 
 def wide_columns():
     return [Column(dtype, dtype) for dtype in ("int64", "uint64", "float64", "complex128")]
+
+
+def test_64_bit_types_switched_between():
+    """What the host got keeps its 64-bit values, whole and in slices, however it goes back in."""
+    soa = filled(33)
+    soa["d"][:] = np.pi * np.arange(33)
+    with jax.enable_x64(True):
+        native = jax.device_get(jax.device_put(soa))
+    bits = jax.device_get(jax.device_put(soa))
+    assert [jax.tree.leaves(one.buffer.leaves)[2].dtype.name for one in (native, bits)] == [
+        "float64",
+        "uint32",
+    ]
+    for made in (soa, native, bits):
+        for mode in (False, True):
+            with jax.enable_x64(mode):
+                for part in (slice(None), slice(3, 9), slice(33, 33)):
+                    passed = jax.jit(lambda s: s)(made[part])
+                    assert passed["d"].tobytes() == soa[part]["d"].tobytes()
+                    assert passed["x"].tobytes() == soa[part]["x"].tobytes()
+                    assert passed[Value("n")] == soa[Value("n")]
+                    if mode:
+                        [d] = jax.jit(lambda s: arrays(s, Spec(d="d")))(made[part])
+                        np.testing.assert_array_equal(d, soa[part]["d"])
+    with jax.enable_x64(True):
+        native = jax.device_put(soa)
+    for part in (native[3:9], jax.jit(lambda s: s)(native)[3:9]):  # of JAX's own arrays
+        assert part["d"].tobytes() == soa[3:9]["d"].tobytes()
+        leaf = jax.tree.leaves(part)[2]
+        assert (leaf.shape, leaf.dtype) == ((1, 16), np.float64)
 
 
 def test_64_bit_types_on():

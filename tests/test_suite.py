@@ -26,12 +26,15 @@ class OffByOneRow(NumPyAdapter):
 
     def tensors(self, soa, spec, **options):
         shifted = SoA(soa.layout, soa.buffer, soa.capacity + 1, soa.start, soa.rows)
-        try:
-            return super().tensors(shifted, spec, **options)
-        except ValueError as error:
-            if "do not lie inside" not in str(error):
-                raise
-            return super().tensors(soa, spec, **options)
+        found = []
+        for name in spec:
+            try:
+                found += super().tensors(shifted, spec.subset(name), **options)
+            except ValueError as error:
+                if "do not lie inside" not in str(error):
+                    raise
+                found += super().tensors(soa, spec.subset(name), **options)
+        return found
 
 
 class OffByOneElement(NumPyAdapter):
