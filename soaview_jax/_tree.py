@@ -88,11 +88,9 @@ class Leaves(Buffer):
         return any(isinstance(leaf, jax.core.Tracer) for leaf in self.leaves)
 
     def find(self, view: View) -> tuple[int, Run]:
-        """The run in which a view lies: of its dtype, the last that starts at or before it."""
+        """The run in which a view lies: the last that starts at or before it."""
         found = runs(self.layout, self.rows)
         number = bisect_right(found, view.byte_offset, key=lambda run: run.offset) - 1
-        while found[number].dtype != view.dtype:  # without rows, other runs start there too
-            number -= 1
         return number, found[number]
 
     def leaf(self, number: int, run: Run) -> Any:
@@ -103,7 +101,8 @@ class Leaves(Buffer):
         if shape is None:
             raise TypeError(f"{where} is {type(found).__name__}, and no array: it has no columns")
         if dtype == jax.dtypes.float0:
-            off = ", as 64-bit types were switched off" if run.dtype in NARROW else ""
+            wide = run.dtype in ("float64", "complex128")
+            off = ", as 64-bit types were switched off" if wide else ""
             raise TypeError(f"{where} is a gradient, and {run.dtype} has none{off}")
         if _is_deleted(found):
             raise RuntimeError(

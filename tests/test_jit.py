@@ -424,7 +424,8 @@ def test_gradients_are_soas():
         np.testing.assert_array_equal(found["x"], 3 * soa["k"])
         assert not np.asarray(jax.tree.leaves(found)[0])[:, 33:].any()
         for name in "kd":  # 64-bit types are off
-            with pytest.raises(TypeError, match=f"{name!r} is a gradient, and .* has none"):
+            off = ", as 64-bit types were switched off" if name == "d" else ""
+            with pytest.raises(TypeError, match=f"{name!r} is a gradient, and .* has none{off}$"):
                 found[name]
     with pytest.raises(TypeError, match="allow_int"):
         jax.grad(loss)(soa)
