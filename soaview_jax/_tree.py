@@ -318,7 +318,7 @@ def _places(view: View | Scattered) -> list[_Place]:
         return [_place(view)]
     found = []
     parts = [_place(part) for part in view.parts]
-    for _, group in groupby(parts, lambda place: (place.number, place.start, place.rows)):
+    for _, group in groupby(parts, lambda place: place.number):
         places = list(group)
         components = np.stack([place.components for place in places])
         found.append(places[0]._replace(components=components))

@@ -592,6 +592,16 @@ def test_update_of_several_and_scattered_columns():
     )
 
 
+def test_update_of_columns_in_several_leaves():
+    """Columns of one tensor that lie in several leaves each get their own values."""
+    layout = Layout([Column(name, "int32" if name == "k" else "float32") for name in "abkcde"])
+    spec = Spec(t=list("baced"))
+    value = jnp.arange(33 * 5, dtype="float32").reshape(33, 5)
+    made = jax.jit(lambda s: update(s, spec, [value]))(layout.allocate(33))
+    for number, name in enumerate(spec["t"]):
+        np.testing.assert_array_equal(made[name], value[:, number])
+
+
 def test_many_scattered_columns():
     """Hundreds of columns in any order are one gather, and put back by few updates."""
     names = [f"c{i}" for i in range(400)]
@@ -663,7 +673,7 @@ def test_donated_memory_of_xla_changes_in_place():
     for count in range(2, 6):
         previous, soa = soa, advance(soa)
         assert addresses(soa) == before
-        assert soa["x"][0] == count
+        assert soa["x"][0] == arrays(soa, STEP)[0][0] == count
         np.testing.assert_array_equal(soa["d"], filled(1000)["d"])
         assert "on no device: it was donated" in repr(previous)
         for late in (
