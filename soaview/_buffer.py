@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,6 +197,12 @@ class Buffer:
     def readonly(self) -> bool:
         """Whether the memory refuses writes."""
         return not self.root.flags.writeable
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "views and their memory are not copied or pickled on their own, apart from each other: "
+            "pickle or deepcopy the SoA, and take the views of that"
+        )
 
     def locate(self, view: View) -> View:
         """The same view over the piece of memory that holds it; here there is but one."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
-from ._buffer import Buffer, check_rows, exact_int, numpy_dtype
+from ._buffer import ITEMSIZE, Buffer, check_rows, exact_int, numpy_dtype
+from ._runs import Run, runs
 from ._spec import Entry, Spec, Value
 from ._views import Scattered, View, views, views_or_columns
 
@@ -25,6 +27,9 @@ class SoA:
     `Value(name)` gives a scalar as it is. `soa[a:b]` is an SoA over those rows of the same memory,
     `len(soa)` the row count; iteration and `in` are over field names. `soa.buffer.root` is the
     whole memory as a NumPy array of bytes.
+
+    `pickle` and `copy.deepcopy` copy the memory, of a slice its rows alone; `copy.copy` does not.
+    Pickle protocol 5 hands it over out of band, as one buffer.
 
     >>> from soaview import Column, Layout, Scalar, Value
     >>> soa = Layout([Column("pt", "float32"), Scalar("n", "int32")]).allocate(4)
@@ -129,11 +134,37 @@ class SoA:
     def __array__(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError("an SoA is not one array: take soa[name], or its bytes, soa.buffer.root")
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "an SoA is not copied or pickled: it is a view of memory. Send its layout, rows and "
-            "bytes(soa.buffer.root), and wrap them there; or make another with layout.pack"
-        )
+    def __copy__(self) -> SoA:
+        """The same memory once more, as `self[:]`."""
+        return SoA(self.layout, self.buffer, self.capacity, self.start, self.rows)
+
+    def __deepcopy__(self, memo: object) -> SoA:
+        """Memory of its own with the same values; a slice's copy has its rows alone."""
+        return self._own()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """As layout, rows and the memory's bytes, which protocol 5 may send out of band."""
+        whole = self.rows == self.capacity and not self.buffer.piecewise
+        memory = (self if whole else self._own()).buffer.root
+        sent = PickleBuffer(memory.data) if protocol >= 5 else memory.tobytes()
+        return _rebuilt, (self.layout, self.rows, sent)
+
+    def _own(self) -> SoA:
+        soa = self.layout.allocate(self.rows)
+        if self.buffer.piecewise:
+            for field in self.layout.fields:
+                key = field.name if field.per_row else Value(field.name)
+                soa[key][...] = self[key]
+            return soa
+        both = zip(runs(self.layout, self.capacity), runs(self.layout, self.rows), strict=True)
+        for run, own in both:  # as bytes, for NumPy may lack the dtype
+            size = ITEMSIZE[run.dtype]
+            first, last = self.start * size, (self.start + self.rows) * size
+            if not self.layout.field(run.names[0]).per_row:
+                first, last = 0, run.shape[1] * size
+            source = _matrix(self.buffer, run, size)[:, first:last]
+            _matrix(soa.buffer, own, size)[:, : last - first] = source
+        return soa
 
     def __repr__(self) -> str:
         rows = f"{self.rows} rows"
@@ -143,6 +174,26 @@ class SoA:
         return (
             f"SoA({rows}, {self.buffer.nbytes} bytes on {self.device}{readonly}: {', '.join(self)})"
         )
+
+
+def _matrix(buffer: Buffer, run: Run, size: int) -> NDArray[np.uint8]:
+    components, width = run.shape
+    return np.ndarray((components, width * size), np.uint8, buffer.root, run.offset)
+
+
+def _rebuilt(layout: Layout, rows: int, memory: Any) -> SoA:
+    """What an SoA was pickled as, once more: over memory of its own, or over what came out of band.
+
+    Bytes that came in the pickle itself, and memory that came to lie misaligned, are copied.
+    """
+    if not isinstance(memory, (bytes, bytearray)):
+        try:
+            return layout.wrap(memory, rows)
+        except BufferError:
+            pass
+    soa = layout.allocate(rows)
+    soa.buffer.root[...] = np.frombuffer(memory, np.uint8)
+    return soa
 
 
 def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib.util
+import pickle
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,6 +187,19 @@ def test_what_jax_made_is_immutable():
         write(made, Spec(x="x"), [jnp.zeros(33)])
     with pytest.raises(BufferError, match="JAX made this SoA.*not in one buffer"):
         _ = made.buffer.root
+
+
+def test_it_is_copied_into_one_buffer():
+    """A deep or pickled copy has memory of its own, of the user's kind; a shallow one does not."""
+    made = owned(filled(33))
+    for twin in (copy.deepcopy(made), pickle.loads(pickle.dumps(made[:])), copy.deepcopy(made[3:])):
+        assert not twin.readonly
+        assert twin.buffer.root.nbytes == LAYOUT.nbytes(twin.rows)
+        for name in LAYOUT.starts:
+            np.testing.assert_array_equal(twin[name], made[33 - twin.rows :][name])
+    assert copy.copy(made).buffer is made.buffer
+    with pytest.raises(TypeError, match="a traced SoA has no values yet"):
+        jax.jit(copy.deepcopy)(filled(33))
 
 
 def test_it_goes_back_into_a_buffer():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import gc
-import pickle
 import weakref
 
 import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
@@ -244,13 +242,6 @@ def test_bfloat16_needs_its_dtype(run_python):
     out = run_python("-c", code).stdout
     assert "NumPy has no bfloat16 of its own: `import ml_dtypes`" in out
     assert out.endswith("bfloat16 [1 2]\n")
-
-
-def test_copies_of_an_soa_are_refused():
-    """An SoA is a view of memory: it is neither copied nor pickled in silence."""
-    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="not copied or pickled.*wrap them there"):
-            copied(packed()[0])
 
 
 def test_no_cycles():

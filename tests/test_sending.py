@@ -1,0 +1,164 @@
+"""SoAs that are copied, pickled, sent to other processes, or shared with them."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.shared_memory import SharedMemory
+
+import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
+import numpy as np
+import pytest
+from adapters import spec_of
+from cases import layout_of, wrapped
+
+from soaview import Column, Layout, Scalar, Spec, Value, views
+
+ROWS = [0, 1, 32, 33, 1000]
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def assert_same(one, other):
+    assert (one.layout, one.rows) == (other.layout, other.rows)
+    for field in one.layout.fields:
+        key = field.name if field.per_row else Value(field.name)
+        np.testing.assert_array_equal(one[key], other[key])
+
+
+def by_protocol(number):
+    return lambda soa: pickle.loads(pickle.dumps(soa, number))
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    **{f"protocol {number}": by_protocol(number) for number in range(6)},
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("rows", ROWS)
+def test_copies_have_memory_of_their_own(copied, rows):
+    """A copy has the same values, aligned, writable and independent; also of read-only memory."""
+    soa, _ = wrapped(layout_of("float32", "bfloat16"), rows)
+    twin = copied(soa)
+    assert_same(twin, soa)
+    assert (twin.capacity, twin.start, twin.readonly) == (rows, 0, False)
+    assert twin.buffer.address % 64 == 0
+    assert rows == 0 or not np.may_share_memory(twin.buffer.root, soa.buffer.root)
+    frozen = soa.layout.wrap(soa.buffer.root.tobytes(), rows)
+    twin = copied(frozen)
+    assert_same(twin, frozen)
+    twin.buffer.root[...] = 0
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_slice_sends_its_own_rows_alone(copied):
+    """The copy of a slice is an SoA of that many rows; nobody else's rows go along."""
+    soa, _ = wrapped(layout_of("float64", "int8"), 1000)
+    for part in (soa[3:36], soa[999:], soa[500:500], soa[100:][50:60]):
+        twin = copied(part)
+        assert_same(twin, part)
+        assert twin.buffer.nbytes == soa.layout.nbytes(part.rows)
+    assert len(pickle.dumps(soa[3:4], 5)) < soa.layout.nbytes(1) + 1500
+
+
+def test_copy_copy_is_the_same_memory():
+    """A shallow copy is another SoA over the same memory."""
+    soa, _ = wrapped(layout_of("float32", "int8"), 33)
+    for one in (soa, soa[3:9]):
+        twin = copy.copy(one)
+        assert twin is not one
+        assert_same(twin, one)
+        twin["x"][...] = 7
+        assert (one["x"] == 7).all()
+
+
+def test_out_of_band():
+    """Protocol 5 hands the memory over as it is, in one buffer, and takes it back as it is."""
+    soa, _ = wrapped(layout_of("float32", "int8"), 1000)
+    buffers = []
+    sent = pickle.dumps(soa, 5, buffer_callback=buffers.append)
+    assert len(sent) < 1500
+    [memory] = buffers
+    assert memory.raw().nbytes == soa.buffer.nbytes
+    assert np.may_share_memory(np.asarray(memory.raw()), soa.buffer.root)
+    twin = pickle.loads(sent, buffers=[memory])
+    assert twin.buffer.address == soa.buffer.address
+    twin["x"][...] = 7
+    assert (soa["x"] == 7).all()
+    elsewhere = np.zeros(memory.raw().nbytes + 64, np.uint8)
+    for shift in (0, 1):  # misaligned memory cannot be viewed
+        there = elsewhere[shift + -elsewhere.__array_interface__["data"][0] % 64 :]
+        there = there[: soa.buffer.nbytes]
+        there[...] = soa.buffer.root
+        twin = pickle.loads(sent, buffers=[there])
+        assert_same(twin, soa)
+        assert np.may_share_memory(twin.buffer.root, there) == (shift == 0)
+    there.flags.writeable = False
+    assert pickle.loads(sent, buffers=[there.tobytes()]).buffer.address % 64 == 0
+
+
+def test_a_buffer_of_another_size_is_refused():
+    """What comes out of band must hold the SoA."""
+    soa, _ = wrapped(layout_of("float32", "int8"), 33)
+    sent = pickle.dumps(soa, 5, buffer_callback=lambda memory: None)
+    for short in (bytes(7), memoryview(bytearray(64))):
+        with pytest.raises(ValueError, match="too small|broadcast"):
+            pickle.loads(sent, buffers=[short])
+
+
+def test_views_are_not_sent():
+    """A view goes with its memory only as an SoA."""
+    soa, _ = wrapped(layout_of("float32", "int8"), 33)
+    for part in (views(soa, spec_of("x"))[0], soa.buffer):
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="pickle or deepcopy the SoA"):
+                copied(part)
+
+
+def test_to_another_process():
+    """An SoA is an argument and a result of a function that another process runs."""
+    soa, _ = wrapped(layout_of("float32", "int8"), 1000)
+    with ProcessPoolExecutor(1, SPAWN) as pool:
+        for one in (soa, soa[10:20]):
+            twin = pool.submit(doubled, one).result()
+            np.testing.assert_array_equal(twin["x"], 2 * one["x"])
+            np.testing.assert_array_equal(twin["m"], one["m"])
+
+
+def doubled(soa):
+    soa["x"][...] *= 2
+    return soa
+
+
+@pytest.mark.aliasing
+def test_shared_memory(adapter):
+    """Memory shared by two processes: what one of them writes, the other one's tensors show."""
+    layout = Layout([Column("x", "float32"), Column("y", "float32"), Scalar("n", "int32")])
+    rows = 1024
+    shared = SharedMemory(create=True, size=layout.nbytes(rows))
+    try:
+        soa = layout.wrap(shared, rows)
+        xy, n = adapter.tensors(soa, Spec(xy=["x", "y"], n=Value("n")))
+        there = SPAWN.Process(target=fill, args=(shared.name, layout, rows))
+        there.start()
+        there.join()
+        assert there.exitcode == 0
+        assert (adapter.to_numpy(xy) == [1, 2]).all()
+        assert adapter.to_numpy(n) == 3
+        del soa, xy, n
+        shared.close()
+    finally:
+        shared.unlink()
+
+
+def fill(name, layout, rows):
+    """What the other process does."""
+    shared = SharedMemory(name)
+    soa = layout.wrap(shared, rows)
+    soa["x"][...], soa["y"][...] = 1, 2
+    soa[Value("n")][...] = 3
+    del soa
+    shared.close()
