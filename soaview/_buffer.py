@@ -41,10 +41,6 @@ _BYTE = np.dtype(np.uint8)
 
 INT64_MAX = 2**63 - 1
 
-# DLPack's DLDeviceType: https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
-_DEVICES = {1: "cpu", 2: "cuda", 3: "cuda_host", 10: "rocm", 11: "rocm_host", 13: "cuda_managed"}
-_HOST = {1, 3, 11}
-
 
 def exact_int(value: object, what: str) -> int:
     """`value` as a plain Python integer; bools, floats and strings are no integers."""
@@ -169,10 +165,7 @@ class Buffer:
         if root.dtype is not _BYTE or root.strides != (1,):
             root = _as_bytes(root)
         if root.size < nbytes:
-            raise ValueError(
-                f"the buffer is too small: got {root.size} bytes, needed {nbytes} "
-                f"({nbytes - root.size} more); every component is padded to the alignment"
-            )
+            raise too_small(root.size, nbytes)
         # Even of the same size: a flag that somebody sets on the owner later does not reach this.
         root = root[:nbytes]
         if pointed:
@@ -180,7 +173,7 @@ class Buffer:
         # NumPy's flag is ten times cheaper than asking it for the address.
         wide = root.view(_NUMPY[WIDEST[itemsize]])
         if nbytes and not wide.flags.aligned:
-            raise _misaligned(root, min(itemsize, 8))
+            raise misaligned(_address(root), min(itemsize, 8))
         self.owner = owner
         self.root: NDArray[np.uint8] = root
         self.nbytes = nbytes
@@ -197,6 +190,18 @@ class Buffer:
     def readonly(self) -> bool:
         """Whether the memory refuses writes."""
         return not self.root.flags.writeable
+
+    def producer(self, view: View) -> Any:
+        """The view as the memory's own framework has it, which speaks DLPack: here NumPy."""
+        return view.numpy()
+
+    def interface(self, view: View) -> dict[str, Any]:
+        """The view's CUDA array interface; there is none here."""
+        raise AttributeError(f"memory on {self.device} has no CUDA array interface")
+
+    def dlpack_device(self, view: View) -> tuple[int, int]:
+        """DLPack's numbers for the device."""
+        return view.numpy().__dlpack_device__()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -215,20 +220,22 @@ class Buffer:
         Only for consumers that never write (JAX's immutable arrays) and as the source of copies.
         """
         if self._unguarded is None:
-            self._unguarded = np.asarray(_Held(self.root)) if self.readonly else self.root
+            root = self.root
+            held = Held(_address(root), root.size, False, root)
+            self._unguarded = np.asarray(held) if self.readonly else root
         return self._unguarded
 
 
-class _Held:
-    """Memory as NumPy takes it, let go before `owner` is."""
+class Held:
+    """Host memory as NumPy takes it; `memory` is let go before `owner` is."""
 
     def __init__(
-        self, memory: NDArray[np.uint8], readonly: bool = False, owner: object = None
+        self, address: int, nbytes: int, readonly: bool, memory: object, owner: object = None
     ) -> None:
         self.memory = memory
         self.owner = owner
-        interface = {"data": (_address(memory), readonly), "shape": memory.shape}
-        self.__array_interface__ = {**interface, "typestr": "|u1", "version": 3}
+        data = {"data": (address, readonly), "shape": (nbytes,)}
+        self.__array_interface__ = {**data, "typestr": "|u1", "version": 3}
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -243,7 +250,7 @@ def _holding_the_export(root: NDArray[np.uint8]) -> NDArray[np.uint8]:
     base: Any = root
     while isinstance(base, np.ndarray):
         base = base.base
-    if base is None or isinstance(base, (memoryview, _Held)):
+    if base is None or isinstance(base, (memoryview, Held)):
         return root
     try:
         whole = np.frombuffer(base, np.uint8)
@@ -258,12 +265,20 @@ def _holding_the_export(root: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return held
 
 
-def _misaligned(root: NDArray[np.uint8], align: int) -> BufferError:
-    address = _address(root)
+def misaligned(address: int, align: int) -> BufferError:
+    """What memory at an address that the layout's largest item cannot have is refused with."""
     return BufferError(
         f"the buffer is misaligned: it starts at address {address:#x}, {address % align} bytes "
         f"past a multiple of {align}, which the layout's largest item needs; start it on such an "
         f"address, or copy it into layout.allocate(rows).buffer.root"
+    )
+
+
+def too_small(got: int, needed: int) -> ValueError:
+    """What memory that does not hold the SoA is refused with."""
+    return ValueError(
+        f"the buffer is too small: got {got} bytes, needed {needed} ({needed - got} more); every "
+        f"component is padded to the alignment"
     )
 
 
@@ -287,12 +302,11 @@ def _host_memory(owner: Any) -> NDArray[Any]:
         raise TypeError(f"cannot wrap {owner!r}: it is a class, not an object that holds memory")
     if hasattr(type(owner), "__dlpack__"):
         return _from_dlpack(owner)
-    if getattr(owner, "__cuda_array_interface__", None) is not None:
-        raise _elsewhere(owner, "cuda")
     if isinstance(getattr(owner, "buf", None), memoryview):
         # multiprocessing's SharedMemory, which closes its memory when it is collected.
         memory = _exported(owner.buf)
-        return np.asarray(_Held(memory, not memory.flags.writeable, owner))
+        readonly = not memory.flags.writeable
+        return np.asarray(Held(_address(memory), memory.size, readonly, memory, owner))
     return _exported(owner)
 
 
@@ -316,13 +330,6 @@ def _exported(owner: Any) -> NDArray[np.uint8]:
 
 
 def _from_dlpack(owner: Any) -> NDArray[Any]:
-    name = type(owner).__name__
-    try:
-        kind, index = (int(number) for number in owner.__dlpack_device__())
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise BufferError(f"{name} has no memory to wrap ({error})") from error
-    if kind not in _HOST:
-        raise _elsewhere(owner, f"{_DEVICES.get(kind, f'DLPack device {kind}')}:{index}")
     try:
         array = np.from_dlpack(owner)
         if hasattr(owner, "detach"):
@@ -331,14 +338,7 @@ def _from_dlpack(owner: Any) -> NDArray[Any]:
             array = owner.detach().numpy()
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise BufferError(
-            f"{name} does not export its memory to NumPy ({error}); pass a plain dense array, "
-            f"detached, as its uint8 view where NumPy lacks the dtype"
+            f"{type(owner).__name__} does not export its memory to NumPy ({error}); pass a plain "
+            f"dense array, detached, as its uint8 view where NumPy lacks the dtype"
         ) from error
     return array
-
-
-def _elsewhere(owner: object, device: str) -> BufferError:
-    return BufferError(
-        f"{type(owner).__name__} is on another device: got {device}, needed host memory; "
-        f"copy it to the host first"
-    )

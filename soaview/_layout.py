@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._buffer import INT64_MAX, ITEMSIZE, Buffer, check_rows, exact_int
+from ._device import held, located, pointed
 from ._fields import Column, Scalar, freeze
 from ._soa import SoA, pack
 from ._spec import no_such
@@ -218,15 +219,17 @@ class Layout:
         """An SoA over memory that already holds one: no byte is copied.
 
         Args:
-            buffer: host memory: a NumPy array, bytes, bytearray, memoryview, mmap, array.array,
-                shared memory, a ctypes array, or a torch or JAX array on the CPU. It may be larger
-                than needed. It is kept, and its buffer export held, while the SoA or a view lives.
+            buffer: a NumPy array, bytes, bytearray, memoryview, mmap, array.array, shared memory, a
+                ctypes array; or, on any device, what speaks DLPack or has the CUDA array interface,
+                such as tensors of torch, JAX and CuPy. It may be larger than needed. It is kept,
+                and its export held, while the SoA or a view lives. Where DLPack is older than 1.0
+                it cannot say whether memory may be written, and is taken as read-only.
             rows: how many rows the buffer was laid out for. Memory does not say: another count
                 than the writer's gives other offsets, hence wrong values.
 
         Raises:
             ValueError: too small, or negative rows.
-            BufferError: misaligned, not contiguous, or on another device.
+            BufferError: misaligned, or not contiguous.
             TypeError: no memory at all, or rows that are no integer.
 
         >>> layout = Layout([Column("pt", "float32")])
@@ -237,7 +240,51 @@ class Layout:
             rows = check_rows(rows)
             if rows > INT64_MAX:
                 raise ValueError(f"{rows} rows are more than memory can have")
-        return SoA(self, Buffer(buffer, self._total(rows), self.sizes[-1]), rows, 0, rows)
+        hold = Buffer if type(buffer) is np.ndarray else held
+        return SoA(self, hold(buffer, self._total(rows), self.sizes[-1]), rows, 0, rows)
+
+    def from_pointer(
+        self,
+        address: int,
+        rows: int,
+        *,
+        device: str = "cuda:0",
+        owner: object = None,
+        finalizer: Callable[[], object] | None = None,
+        readonly: bool = False,
+        nbytes: int | None = None,
+        stream: int | None = None,
+    ) -> SoA:
+        """An SoA over memory of which there is but the address, such as C++ code gives it.
+
+        Nothing about it can be checked but the numbers: a wrong address, device or row count reads
+        and writes somebody else's memory.
+
+        Args:
+            address: of the first byte.
+            rows: how many rows the memory was laid out for.
+            device: a name of DLPack's, with a number: `"cuda:0"`; `"cpu"` for the host.
+            owner: what keeps the memory; it lives as long as the SoA and its views do.
+            finalizer: called once, without arguments, when the last of these is gone; not at the
+                interpreter's exit. Instead of `owner`.
+            readonly: refuse writes.
+            nbytes: how much memory there is, where that is known: too little is an error.
+            stream: the CUDA stream that the memory is being written on, as an integer (1 for the
+                legacy default stream, 2 for the thread's): consumers' streams wait for it.
+
+        Raises:
+            TypeError, ValueError: numbers that no memory can have; an unknown device.
+            BufferError: an address that the layout's largest item cannot have.
+
+        >>> layout = Layout([Column("pt", "float32")])
+        >>> memory = np.zeros(128, np.uint8)
+        >>> layout.from_pointer(memory.ctypes.data, 3, device="cpu", owner=memory)["pt"]
+        array([0., 0., 0.], dtype=float32)
+        """
+        rows = check_rows(rows)
+        memory = located(address, device, self._total(rows), nbytes, readonly, stream)
+        buffer = pointed(memory, self.sizes[-1], owner, finalizer)
+        return SoA(self, buffer, rows, 0, rows)
 
     def pack(self, arrays: Mapping[str, Any], rows: int | None = None) -> SoA:
         """A new SoA, filled from one array per field: shape `(rows, *shape)`, a scalar's `()`.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 import numpy as np
 
 from ._buffer import ITEMSIZE, Buffer, check_rows, exact_int, numpy_dtype
-from ._runs import Run, runs
+from ._runs import runs
 from ._spec import Entry, Spec, Value
 from ._views import Scattered, View, views, views_or_columns
 
@@ -156,14 +156,7 @@ class SoA:
                 key = field.name if field.per_row else Value(field.name)
                 soa[key][...] = self[key]
             return soa
-        both = zip(runs(self.layout, self.capacity), runs(self.layout, self.rows), strict=True)
-        for run, own in both:  # as bytes, for NumPy may lack the dtype
-            size = ITEMSIZE[run.dtype]
-            first, last = self.start * size, (self.start + self.rows) * size
-            if not self.layout.field(run.names[0]).per_row:
-                first, last = 0, run.shape[1] * size
-            source = _matrix(self.buffer, run, size)[:, first:last]
-            _matrix(soa.buffer, own, size)[:, : last - first] = source
+        copy_rows(self, self.buffer.root, soa.buffer.root)
         return soa
 
     def __repr__(self) -> str:
@@ -176,9 +169,20 @@ class SoA:
         )
 
 
-def _matrix(buffer: Buffer, run: Run, size: int) -> NDArray[np.uint8]:
-    components, width = run.shape
-    return np.ndarray((components, width * size), np.uint8, buffer.root, run.offset)
+def copy_rows(soa: SoA, source: Any, target: Any) -> None:
+    """Copy an SoA's own rows from its memory to that of one that has no others.
+
+    Both are flat arrays of bytes, of NumPy or of one device's framework.
+    """
+    both = zip(runs(soa.layout, soa.capacity), runs(soa.layout, soa.rows), strict=True)
+    for run, own in both:
+        size, (components, width) = ITEMSIZE[run.dtype], run.shape
+        first, last = soa.start * size, (soa.start + soa.rows) * size
+        if not soa.layout.field(run.names[0]).per_row:
+            first, last = 0, width * size
+        to = target[own.offset :][: components * own.shape[1] * size].reshape(components, -1)
+        of = source[run.offset :][: components * width * size].reshape(components, -1)
+        to[:, : last - first] = of[:, first:last]
 
 
 def _rebuilt(layout: Layout, rows: int, memory: Any) -> SoA:

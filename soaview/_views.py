@@ -35,8 +35,10 @@ class View:
         shape, strides, offset: in elements; `offset` counts from the buffer's first byte.
         buffer: the memory.
 
-    It speaks DLPack by handing out NumPy's own view of the memory, read-only flag included;
-    `torch.from_dlpack` ignores that flag, `soaview_torch.tensors` does not.
+    It speaks DLPack by handing out the view that the memory's own framework has of it: on the host
+    NumPy's, read-only flag included, which `torch.from_dlpack` ignores and `soaview_torch.tensors`
+    does not; on a device that of torch or CuPy, with the consumer's stream passed on. On a CUDA
+    device it has `__cuda_array_interface__`, too.
     """
 
     name: str
@@ -87,10 +89,14 @@ class View:
         return np.asarray(self.numpy(), dtype, copy=copy)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
-        return self.numpy().__dlpack__(**kwargs)
+        return self.buffer.producer(self).__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.numpy().__dlpack_device__()
+        return self.buffer.dlpack_device(self)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self.buffer.interface(self)
 
     def __repr__(self) -> str:
         return (

@@ -14,11 +14,25 @@ from numpy.typing import NDArray
 
 from soaview import SoA, Spec, View
 from soaview._buffer import exact_int, host_array
+from soaview._device import DeviceBuffer
 from soaview._runs import runs
 from soaview._soa import check_copy, check_given, targets
 from soaview._views import Scattered, check_soa, views_or_columns
 
-from ._tree import INT32_MAX, NARROW, Leaves, cut, from_leaves, leaves, put, shards, x64
+from ._tree import (
+    INT32_MAX,
+    NARROW,
+    Leaves,
+    cut,
+    device_name,
+    from_leaves,
+    imported,
+    leaves,
+    over,
+    put,
+    shards,
+    x64,
+)
 
 _ALIGNMENT = 64  # bytes; XLA's CPU client copies what does not start on such an address
 
@@ -80,12 +94,12 @@ def arrays(
             _check_width(view)
     buffer = soa.buffer
     if isinstance(buffer, Leaves):
-        if buffer.traced:
+        if buffer.traced or (copy is not False and buffer.elsewhere):
             return [cut(view) for view in found]
         found = [v if isinstance(v, Scattered) else buffer.locate(v) for v in found]
     if copy is True:
         with jax.ensure_compile_time_eval():
-            return _copies(found)
+            return _copies(soa, found)
     obstacles = [_obstacle(soa, view) for view in found]
     copied = [view for view, obstacle in zip(found, obstacles, strict=True) if obstacle]
     if copied and copy is False:
@@ -101,7 +115,7 @@ def arrays(
     if not (copied or buffer.piecewise):
         soa.ready["jax"] = spec, padded, wide, sources
     with jax.ensure_compile_time_eval():
-        aliases, copies = starmap(_alias, sources), iter(_copies(copied))
+        aliases, copies = starmap(_alias, sources), iter(_copies(soa, copied))
         return [next(copies if obstacle else aliases) for obstacle in obstacles]
 
 
@@ -124,7 +138,8 @@ def _obstacle(soa: SoA, view: View | Scattered) -> str | None:
         return _padding(soa, view)
     if 0 in view.shape:
         return None
-    if view.dtype == "bfloat16" and not view.numpy().flags.c_contiguous:
+    on_host = not isinstance(view.buffer, DeviceBuffer)
+    if on_host and view.dtype == "bfloat16" and not view.numpy().flags.c_contiguous:
         return (
             "NumPy cannot export bfloat16 through DLPack, and what JAX takes instead it aliases in "
             "row-major order only; take its columns one by one, or let copy=None copy it"
@@ -181,8 +196,10 @@ def _padding(soa: SoA, view: View) -> str:
     )
 
 
-def _source(view: View) -> tuple[str, NDArray[Any], int]:
+def _source(view: View) -> tuple[str, NDArray[Any] | View, int]:
     """What JAX imports, and where the array must then be."""
+    if isinstance(view.buffer, DeviceBuffer):
+        return view.name, view, view.address
     # Without the read-only flag, for JAX asks for capsules that cannot carry it. It never writes
     # to memory that is imported as `_alias` does, not even when the array is donated.
     memory = view.buffer.unguarded
@@ -190,14 +207,16 @@ def _source(view: View) -> tuple[str, NDArray[Any], int]:
     return view.name, host, view.address
 
 
-def _alias(name: str, host: NDArray[Any], address: int) -> jax.Array:
+def _alias(name: str, host: NDArray[Any] | View, address: int) -> jax.Array:
     # Never copy=True: that one returns an alias all the same, and lets XLA write into it.
-    if host.dtype.kind == "V":  # bfloat16, which NumPy cannot export
-        array: jax.Array = jax.device_put(host, _host())
+    if isinstance(host, View):
+        array: jax.Array = imported(host)
+    elif host.dtype.kind == "V":  # bfloat16, which NumPy cannot export
+        array = jax.device_put(host, _host())
     else:
         # Where there is nothing to copy, the address need not be aligned.
         array = jax.dlpack.from_dlpack(host, copy=False if host.size else None)
-    if array.dtype != host.dtype or (host.size and array.unsafe_buffer_pointer() != address):
+    if array.dtype != host.dtype or (array.size and array.unsafe_buffer_pointer() != address):
         raise BufferError(
             f"tensor {name!r}: JAX {jax.__version__} copied or converted it in silence; "
             f"use copy=None, and please report this"
@@ -209,10 +228,15 @@ def _host() -> jax.Device:
     return jax.local_devices(backend="cpu")[0]
 
 
-def _copies(found: Sequence[View | Scattered]) -> list[jax.Array]:
+def _copies(soa: SoA, found: Sequence[View | Scattered]) -> list[jax.Array]:
     """Copies that nobody else holds, in one transfer, and finished."""
     if not found:
         return []
+    if isinstance(soa.buffer, DeviceBuffer):
+        # Cut on the device from imports of the whole runs.
+        whole = SoA(soa.layout, soa.buffer, soa.capacity, 0, soa.capacity)
+        there = Leaves(soa.layout, soa.capacity, leaves(whole))
+        return [jnp.array(cut(over(view, there))).block_until_ready() for view in found]
     hosts = [
         np.stack([part.numpy() for part in view.parts], axis=1)
         if isinstance(view, Scattered)
@@ -249,9 +273,20 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
     if not isinstance(arrays, (list, tuple)):
         raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
     found = targets(soa, spec, [_describe(number, array) for number, array in enumerate(arrays)])
+    buffer = soa.buffer
+    if isinstance(buffer, DeviceBuffer):
+        inside = range(buffer.address, buffer.address + buffer.nbytes)
+        # An array over the SoA itself could be changed by the first write before it is read.
+        values = [jnp.array(a) if a.unsafe_buffer_pointer() in inside else a for a in arrays]
+        for view, array in zip(found, values, strict=True):
+            if isinstance(view, Scattered):
+                for number, part in enumerate(view.parts):
+                    buffer.fill(part, array[:, number])
+            else:
+                buffer.fill(view, array)
+        return
+    root = buffer.root
     values = [np.asarray(array) for array in arrays]
-    # An array over the SoA itself could be changed by the first write before it is read.
-    root = soa.buffer.root
     values = [value.copy() if np.may_share_memory(value, root) else value for value in values]
     for view, value in zip(found, values, strict=True):
         if isinstance(view, Scattered):
@@ -321,18 +356,21 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
     )
 
 
-def to(soa: SoA, sharding: jax.sharding.NamedSharding) -> SoA:
-    """The SoA with its rows split over the devices of a mesh, for the inside of `jit`.
+def to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
+    """The SoA on another device, or split over those of a mesh, for the inside of `jit`.
 
-    Each device receives its part of each leaf in one transfer; scalars go to all of them. On the
-    CPU a part may be the memory itself, so leave that alone while the result is in use.
+    One transfer for each device and leaf, which is a run of neighbouring fields of one dtype;
+    scalars go to all devices. On the CPU a part may be the memory itself, so leave that alone while
+    the result is in use.
 
     Args:
         soa: any.
-        sharding: of the row axis alone: `NamedSharding(mesh, PartitionSpec("rows"))`.
+        device: one of `jax.devices()`; or a sharding of the row axis alone:
+            `NamedSharding(mesh, PartitionSpec("rows"))`.
 
     Raises:
-        TypeError, ValueError: another kind of sharding; padded rows that the devices do not divide.
+        TypeError, ValueError: another kind of device or sharding; padded rows that the devices do
+            not divide.
 
     >>> from jax.sharding import NamedSharding, PartitionSpec
     >>> from soaview import Column, Layout
@@ -342,14 +380,17 @@ def to(soa: SoA, sharding: jax.sharding.NamedSharding) -> SoA:
     SoA(2 rows, 128 bytes on cpu, read-only: x)
     """
     check_soa(soa)
+    if isinstance(device, jax.Device):
+        return from_leaves(soa.layout, soa.rows, jax.device_put(leaves(soa), device))
+    sharding = device
     if (
         not isinstance(sharding, NamedSharding)
         or len(sharding.spec) > 1
         or PartitionSpec.UNCONSTRAINED in sharding.spec
     ):
         raise TypeError(
-            f"sharding must be a NamedSharding of one axis, that of the rows, such as "
-            f"NamedSharding(mesh, PartitionSpec('rows')), got {sharding!r:.200}"
+            f"device must be a jax.Device or a NamedSharding of one axis, that of the rows, such "
+            f"as NamedSharding(mesh, PartitionSpec('rows')), got {sharding!r:.200}"
         )
     columns, scalars = sharding.update(spec=(None, *sharding.spec)), sharding.update(spec=())
     parts = shards(sharding, 0)
@@ -404,5 +445,4 @@ def _describe(number: int, array: jax.Array) -> tuple[tuple[int, ...], str, str]
             f"tensor number {number} is traced: write outside of jit, to what it returned; inside, "
             f"soaview_jax.update replaces columns"
         )
-    platforms = {device.platform for device in array.devices()}
-    return array.shape, array.dtype.name, "+".join(sorted(platforms))
+    return array.shape, array.dtype.name, device_name(array.devices())

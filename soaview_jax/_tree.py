@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
+import jax.dlpack
 import jax.export
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from soaview import Layout, SoA, View
 from soaview._buffer import ITEMSIZE, Buffer, numpy_dtype
+from soaview._device import DeviceBuffer
 from soaview._runs import Run, runs
 from soaview._views import Scattered
 
@@ -79,8 +81,14 @@ class Leaves(Buffer):
         arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.Array)]
         if any(map(_is_deleted, arrays)):
             return "no device: it was donated"
-        names = {device.platform for leaf in arrays for device in leaf.devices()}
-        return "+".join(sorted(names)) or "cpu"
+        return device_name(device for leaf in arrays for device in leaf.devices())
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the leaves are on one device that is not the host."""
+        arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.Array)]
+        devices = {device for leaf in arrays for device in leaf.devices()}
+        return len(devices) == 1 and devices.pop().platform != "cpu"
 
     @property
     def traced(self) -> bool:
@@ -161,6 +169,18 @@ class Leaves(Buffer):
         return replace(view, offset=first, buffer=Buffer(host, host.nbytes, view.itemsize))
 
 
+def device_name(devices: Iterable[jax.Device]) -> str:
+    """Devices by the names that the core gives them."""
+    names = set()
+    for device in devices:
+        if device.platform == "gpu":
+            kind = "rocm" if "rocm" in device.client.platform_version else "cuda"
+            names.add(f"{kind}:{device.local_hardware_id}")
+        else:
+            names.add(device.platform)
+    return "+".join(sorted(names)) or "cpu"
+
+
 def _is_deleted(leaf: Any) -> bool:
     traced = isinstance(leaf, jax.core.Tracer)
     return isinstance(leaf, jax.Array) and not traced and leaf.is_deleted()
@@ -204,6 +224,8 @@ def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     for number, run in enumerate(runs(*aux)):
         if isinstance(soa.buffer, Leaves):
             leaf = soa.buffer.leaves[number]
+        elif isinstance(soa.buffer, DeviceBuffer):
+            leaf = _imported_run(soa.buffer, run)
         else:
             leaf = np.ndarray(run.shape, numpy_dtype(run.dtype), soa.buffer.root, run.offset)
         if run.dtype in NARROW:
@@ -214,6 +236,27 @@ def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
         found.append(leaf)
     soa.ready["jax.tree"] = mode, (tuple(found), aux)
     return tuple(found), aux
+
+
+def _imported_run(buffer: DeviceBuffer, run: Run) -> jax.Array:
+    shape, dtype = run.shape, run.dtype
+    if dtype in NARROW and not x64():
+        shape, dtype = _bits(run)[0], "uint32"
+    size = ITEMSIZE[dtype]
+    return imported(
+        View(name_of(run), dtype, size, shape, (shape[1], 1), run.offset // size, buffer)
+    )
+
+
+def imported(view: View) -> jax.Array:
+    """A dense view of another device's memory."""
+    try:
+        array: jax.Array = jax.dlpack.from_dlpack(view, copy=False)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BufferError(
+            f"tensor {view.name!r}: JAX does not take memory on {view.device}: {error}"
+        ) from error
+    return array
 
 
 def _own_rows(soa: SoA) -> tuple[Any, ...]:
@@ -240,6 +283,13 @@ def _own_rows(soa: SoA) -> tuple[Any, ...]:
 def from_leaves(layout: Layout, rows: int, leaves: Iterable[Any]) -> SoA:
     """The SoA whose runs are these."""
     return SoA(layout, Leaves(layout, rows, tuple(leaves)), rows, 0, rows)
+
+
+def over(view: View | Scattered, buffer: Leaves) -> View | Scattered:
+    """The same view over leaves."""
+    if isinstance(view, Scattered):
+        return replace(view, parts=tuple(replace(part, buffer=buffer) for part in view.parts))
+    return replace(view, buffer=buffer)
 
 
 def cut(view: View | Scattered) -> jax.Array:

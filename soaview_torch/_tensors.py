@@ -7,15 +7,16 @@ from itertools import starmap
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from soaview import SoA, Spec, View
-from soaview._buffer import ITEMSIZE, WIDEST, Buffer
+from soaview._buffer import Buffer
+from soaview._device import DeviceBuffer
 from soaview._soa import check_copy, targets
 from soaview._views import Scattered, geometry, views_or_columns
 
-_DTYPE = {name: getattr(torch, name) for name in ITEMSIZE}
-_NAME = {dtype: name for name, dtype in _DTYPE.items()}
+from ._memory import DTYPE, Memory, as_given, memory_of
+
+_NAME = {dtype: name for name, dtype in DTYPE.items()}
 
 
 def tensors(
@@ -59,57 +60,9 @@ def tensors(
         or not ready[2].as_imported()
     ):
         ready = _prepare(soa, spec, padded)
+    if ready[2].wait is not None:
+        ready[2].wait()
     return list(starmap(torch.as_strided, ready[3]))
-
-
-class _Memory(dict[str, torch.Tensor]):
-    """A buffer's memory as flat tensors, one per dtype, of one storage and one version counter."""
-
-    __slots__ = ("address",)
-
-    def __init__(self, memory: NDArray[Any]) -> None:
-        flat = self[WIDEST[memory.itemsize]] = torch.from_numpy(memory)
-        try:
-            self.address = flat.data_ptr() if type(flat) is torch.Tensor else 0
-        except RuntimeError:
-            self.address = 0
-        if not self.address and memory.size:
-            raise TypeError(
-                "inside fake tensors, functionalize, torch.func.grad or export, torch gives no "
-                "tensor of real memory; take the tensors outside, and pass them in"
-            )
-
-    def __missing__(self, dtype: str) -> torch.Tensor:
-        flat = self[dtype] = next(iter(self.values())).view(_DTYPE[dtype])
-        return flat
-
-    def as_imported(self) -> bool:
-        """Whether the storage is where it was, and no graph has been written into it.
-
-        `share_memory_` of a tensor moves it; a value that requires a gradient brings its graph.
-        """
-        for flat in tuple(self.values()):
-            if flat.requires_grad or flat.data_ptr() != self.address:
-                return False
-        return True
-
-    def alias(self, view: View) -> torch.Tensor:
-        """The view's tensor."""
-        return torch.as_strided(self[view.dtype], view.shape, view.strides, view.offset)
-
-
-def _memory(buffer: Buffer) -> _Memory:
-    """The buffer's memory as it was imported, if it still is as it was."""
-    kept: _Memory | None = buffer.imports.get("torch")
-    if kept is not None and not kept.as_imported():
-        # A graph belongs to the tensors of the call that brought it, not to the memory.
-        for dtype, flat in tuple(kept.items()):
-            kept[dtype] = flat.detach()
-        if not kept.as_imported():
-            kept = None
-    if kept is None:
-        kept = buffer.imports["torch"] = _Memory(buffer.wide)
-    return kept
 
 
 def _prepare(soa: SoA, spec: Spec, padded: bool) -> tuple[Any, ...]:
@@ -119,13 +72,13 @@ def _prepare(soa: SoA, spec: Spec, padded: bool) -> tuple[Any, ...]:
             return _prepare(soa, spec, padded)
     found = geometry(soa, spec, padded)
     buffer = soa.buffer
-    if not buffer.root.flags.writeable:
+    if buffer.readonly:
         raise BufferError(
             "the SoA's memory is read-only, and torch has no read-only tensors: a write would "
             "change it, or crash. Ways out: copy=None copies it; a file can be mapped as private "
             'memory, numpy.memmap(mode="c"), or to be written itself, mode="r+"'
         )
-    memory = _memory(buffer) if buffer.imports else _Memory(buffer.wide)
+    memory = memory_of(buffer) if buffer.imports else Memory(as_given(buffer))
     buffer.imports["torch"] = memory
     calls = [
         (memory[dtype], shape, strides, offset) for _, dtype, _, shape, strides, offset in found
@@ -139,16 +92,20 @@ def _copies(soa: SoA, spec: Spec, copy: bool | None, padded: bool) -> list[torch
     found = views_or_columns(soa, spec, padded=padded)
     all_of_them = copy is True or soa.readonly
 
-    def imported(view: View) -> torch.Tensor:
+    def alias_of(view: View) -> torch.Tensor:
         view = view.buffer.locate(view)
-        # The flag is lifted for reading only: what is made of this memory is copied.
-        memory = _Memory(view.buffer.unguarded) if soa.readonly else _memory(view.buffer)
+        if isinstance(view.buffer, DeviceBuffer) or not soa.readonly:
+            memory = memory_of(view.buffer)
+        else:  # the flag is lifted for reading only: what is made of this memory is copied
+            memory = Memory(view.buffer.unguarded)
+        if memory.wait is not None:
+            memory.wait()
         return memory.alias(view)
 
     def tensor(view: View | Scattered) -> torch.Tensor:
         if isinstance(view, Scattered):
-            return torch.stack([imported(part) for part in view.parts], dim=1)
-        alias = imported(view)
+            return torch.stack([alias_of(part) for part in view.parts], dim=1)
+        alias = alias_of(view)
         return alias.clone(memory_format=torch.contiguous_format) if all_of_them else alias
 
     with torch.inference_mode(False):
@@ -179,7 +136,9 @@ def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
         raise TypeError(f"tensors must be a list in spec order, got {type(tensors).__name__}")
     found = targets(soa, spec, [_describe(number, t) for number, t in enumerate(tensors)])
     with torch.inference_mode(False), torch.no_grad():
-        memory = _memory(soa.buffer)
+        memory = memory_of(soa.buffer)
+        if memory.wait is not None:
+            memory.wait()
         # A tensor over the SoA itself could be changed by the first write before it is read.
         values = [t.clone() if _overlaps(t, soa.buffer) else t for t in tensors]
         for view, value in zip(found, values, strict=True):
@@ -203,7 +162,10 @@ def _describe(number: int, tensor: object) -> tuple[tuple[int, ...], str, str]:
             f"tensor number {number}: got {type(tensor).__name__} of layout {tensor.layout}, "
             f"expected a plain dense torch.Tensor, outside of torch.func transforms"
         )
-    return tuple(tensor.shape), _NAME.get(tensor.dtype, str(tensor.dtype)), str(tensor.device)
+    device = str(tensor.device)
+    if torch.version.hip is not None:  # there, too, torch calls it cuda
+        device = device.replace("cuda", "rocm")
+    return tuple(tensor.shape), _NAME.get(tensor.dtype, str(tensor.dtype)), device
 
 
 def _overlaps(tensor: torch.Tensor, buffer: Buffer) -> bool:

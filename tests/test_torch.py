@@ -373,4 +373,4 @@ def test_threads():
 
 def test_public_names():
     """The public door is what it is."""
-    assert soaview_torch.__all__ == ["tensors", "write"]
+    assert soaview_torch.__all__ == ["empty", "tensors", "to", "write"]

@@ -1,0 +1,362 @@
+"""Memory of other devices, and of bare pointers: what is told of it, and who can adopt it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import sys
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ._buffer import Buffer, Held, exact_int, misaligned, numpy_dtype, too_small
+from ._views import View
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# DLPack's DLDeviceType: https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
+_DEVICES = {
+    1: "cpu",
+    2: "cuda",
+    4: "opencl",
+    7: "vulkan",
+    8: "metal",
+    9: "vpi",
+    10: "rocm",
+    12: "ext_dev",
+    14: "oneapi",
+    15: "webgpu",
+    16: "hexagon",
+    17: "maia",
+    3: "cuda",  # pinned, which the host reads
+    11: "rocm",  # likewise
+    13: "cuda",  # managed
+}
+_KINDS = {name: kind for kind, name in reversed(_DEVICES.items())}
+_HOST = {1, 3, 11}
+
+
+class Memory(NamedTuple):
+    """Where somebody's memory is.
+
+    Attributes:
+        address, size: in bytes.
+        readonly: whether it may be written.
+        kind, number: DLPack's device type and device number.
+        stream: the CUDA stream that the memory is being written on; None where nothing has to be
+            waited for, or where a DLPack producer sees to it.
+        export: what holds the memory, beside its owner.
+    """
+
+    address: int
+    size: int
+    readonly: bool
+    kind: int
+    number: int
+    stream: int | None = None
+    export: object = None
+
+
+class DeviceBuffer(Buffer):
+    """Memory that NumPy does not read: its address is known, and never followed here.
+
+    Attributes:
+        memory: where it is.
+    """
+
+    __slots__ = ("__weakref__", "memory")
+
+    def __init__(self, memory: Memory, owner: object, nbytes: int, itemsize: int) -> None:
+        """Hold the first `nbytes` bytes of `memory`, aligned for items of `itemsize` bytes."""
+        if memory.size < nbytes:
+            raise too_small(memory.size, nbytes)
+        align = min(itemsize, 8)
+        if nbytes and memory.address % align:
+            raise misaligned(memory.address, align)
+        self.memory = memory
+        self.owner = owner
+        self.nbytes = nbytes
+        self.imports = {}
+
+    @property
+    def address(self) -> int:
+        """Of the first byte."""
+        return self.memory.address
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the memory refuses writes."""
+        return self.memory.readonly
+
+    @property
+    def device(self) -> str:
+        """Where the memory is."""
+        return f"{_DEVICES[self.memory.kind]}:{self.memory.number}"
+
+    @property
+    def root(self) -> NDArray[np.uint8]:  # type: ignore[override]  # the host has it
+        """There is none."""
+        raise BufferError(
+            f"the SoA's memory is on {self.device}, which NumPy does not read; take its tensors "
+            f"there with an adapter, or move it to the host with the adapter's `to`"
+        )
+
+    wide = unguarded = root
+
+    def dlpack_device(self, view: View) -> tuple[int, int]:
+        """DLPack's numbers for the device, as the view's producer has them."""
+        if _framework(self.owner) in _ADOPT:
+            kind, number = self.producer(view).__dlpack_device__()
+            return int(kind), int(number)
+        return self.memory.kind, self.memory.number
+
+    def interface(self, view: View) -> dict[str, Any]:
+        """The view's CUDA array interface, version 3.
+
+        https://nvidia.github.io/numba-cuda/user/cuda_array_interface.html
+        """
+        if _DEVICES[self.memory.kind] != "cuda":
+            return super().interface(view)
+        if view.dtype == "bfloat16":
+            raise AttributeError("the CUDA array interface has no bfloat16")
+        return {
+            "version": 3,
+            "typestr": numpy_dtype(view.dtype).str,
+            "shape": view.shape,
+            "strides": tuple(stride * view.itemsize for stride in view.strides),
+            "data": (0 if 0 in view.shape else view.address, self.readonly),
+            "stream": self.memory.stream,
+        }
+
+    def producer(self, view: View) -> Any:
+        """The view as the framework of the memory's owner has it."""
+        if _framework(self.owner) not in _ADOPT:
+            also = "; its __cuda_array_interface__ shows it" if hasattr(view, _CUDA) else ""
+            raise BufferError(
+                f"tensor {view.name!r}: on {self.device} a part of memory is shown through DLPack "
+                f"by the owner's own views, and {type(self.owner).__name__} has none: wrap a "
+                f"tensor of torch or CuPy{also}"
+            )
+        return _ADOPT[_framework(self.owner)](self.owner, view)
+
+    def fill(self, view: View, array: Any) -> None:
+        """Write an array of the same device, of any framework's, where the view is."""
+        target = self.producer(view)
+        given = sys.modules[_framework(self.owner)].from_dlpack(array)
+        if hasattr(target, "copy_"):
+            target.copy_(given)
+        else:
+            target[...] = given
+
+
+def _framework(owner: object) -> str:
+    return type(owner).__module__.partition(".")[0]
+
+
+_CUDA = "__cuda_array_interface__"
+
+
+def _by_torch(owner: Any, view: View) -> Any:
+    torch = sys.modules["torch"]
+    memory = owner.detach().reshape(-1).view(torch.uint8)
+    items = memory[: len(memory) // view.itemsize * view.itemsize].view(getattr(torch, view.dtype))
+    return items.as_strided(view.shape, view.strides, items.storage_offset() + view.offset)
+
+
+def _by_cupy(owner: Any, view: View) -> Any:
+    strides = tuple(stride * view.itemsize for stride in view.strides)
+    ndarray = sys.modules["cupy"].ndarray
+    memory = owner.data + view.byte_offset
+    return ndarray(view.shape, numpy_dtype(view.dtype), memory, strides)
+
+
+_ADOPT: dict[str, Callable[[Any, View], Any]] = {"torch": _by_torch, "cupy": _by_cupy}
+
+
+def held(owner: Any, nbytes: int, itemsize: int) -> Buffer:
+    """The first `nbytes` bytes of memory that somebody else owns, wherever it is."""
+    plain = isinstance(owner, (np.ndarray, type))
+    memory = None if plain else _exported(owner)
+    if memory is None:
+        return Buffer(owner, nbytes, itemsize)
+    return DeviceBuffer(memory, owner, nbytes, itemsize)
+
+
+def _exported(owner: Any) -> Memory | None:
+    """Where the owner says its memory is; None for the host."""
+    name = type(owner).__name__
+    if hasattr(type(owner), "__dlpack__"):
+        try:
+            kind, index = (int(number) for number in owner.__dlpack_device__())
+            if kind in _HOST:
+                return None
+            if kind not in _DEVICES:
+                raise BufferError(f"DLPack device {kind}:{index} is not known here")
+            return _of_capsule(_capsule(owner))
+        except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise BufferError(f"{name} has no memory to wrap ({error})") from error
+    interface = getattr(owner, _CUDA, None)
+    if interface is None:
+        return None
+    try:
+        return _of_interface(interface)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BufferError(f"{name}'s __cuda_array_interface__ is not one ({error!r})") from error
+
+
+def _capsule(owner: Any) -> object:
+    # Without a stream: the default stream waits for the producer.
+    try:
+        return owner.__dlpack__(max_version=(1, 0))
+    except TypeError:  # a producer from before DLPack 1.0
+        return owner.__dlpack__()
+
+
+class _DLTensor(ctypes.Structure):
+    # https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("kind", ctypes.c_int32),
+        ("index", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _Versioned(ctypes.Structure):
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _DLTensor),
+    )
+
+
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+_is_valid = ctypes.pythonapi.PyCapsule_IsValid
+_is_valid.restype, _is_valid.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
+
+
+def _of_capsule(capsule: object) -> Memory:
+    """What a capsule says. Kept, and not consumed, it holds the memory and frees it."""
+    if _is_valid(capsule, b"dltensor_versioned"):
+        managed = _Versioned.from_address(_pointer(capsule, b"dltensor_versioned"))
+        if managed.major != 1:
+            raise BufferError(f"it speaks DLPack {managed.major}.{managed.minor}, not 1")
+        tensor, readonly = managed.tensor, bool(managed.flags & 1)
+    elif _is_valid(capsule, b"dltensor"):
+        # Before 1.0 there was no flag; like NumPy, take the memory as read-only.
+        tensor, readonly = _DLTensor.from_address(_pointer(capsule, b"dltensor")), True
+    else:
+        raise BufferError(f"its __dlpack__ gives {type(capsule).__name__}, and no capsule to read")
+    shape = tuple(tensor.shape[: tensor.ndim]) if tensor.ndim else ()
+    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
+    _check_contiguous(shape, strides, 1)
+    size = math.prod(shape) * (tensor.bits * tensor.lanes + 7) // 8
+    address = (tensor.data or 0) + tensor.byte_offset
+    return Memory(address, size, readonly, tensor.kind, tensor.index, None, capsule)
+
+
+def _of_interface(interface: Any) -> Memory:
+    """What a CUDA array interface says. It names no device: the first one is meant."""
+    if interface["version"] not in (2, 3) or interface.get("mask") is not None:
+        raise ValueError("version 2 or 3 is needed, without a mask")
+    dtype = np.dtype(interface["typestr"])
+    if dtype.hasobject:
+        raise TypeError("it holds Python objects")
+    shape = tuple(exact_int(number, "shape") for number in interface["shape"])
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape is {shape}")
+    _check_contiguous(shape, interface.get("strides"), dtype.itemsize)
+    address, readonly = interface["data"]
+    size = math.prod(shape) * dtype.itemsize
+    stream = _check_stream(interface.get("stream"))
+    address = _check_address(address, size)
+    return Memory(address, size, bool(readonly), _KINDS["cuda"], 0, stream)
+
+
+def _check_contiguous(shape: tuple[int, ...], strides: Any, itemsize: int) -> None:
+    if strides is None or 0 in shape:
+        return
+    step = itemsize
+    for count, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
+        if count > 1 and stride != step:
+            raise BufferError(
+                f"the buffer is not contiguous: shape {shape}, strides {tuple(strides)}; pass the "
+                f"array that owns the memory, or a contiguous copy of it"
+            )
+        step *= count
+
+
+def located(
+    address: object, device: object, needed: int, nbytes: object, readonly: object, stream: object
+) -> Memory:
+    """Where a bare pointer leads, as far as numbers can be checked."""
+    size = needed if nbytes is None else exact_int(nbytes, "nbytes")
+    if size < needed:
+        raise too_small(size, needed)
+    found = (
+        re.fullmatch(r"([a-z_]+)(?::([0-9]{1,4}))?", device) if isinstance(device, str) else None
+    )
+    if found is None or found[1] not in _KINDS:
+        raise ValueError(
+            f"device must be a name such as 'cuda:0' or 'cpu' (known are {', '.join(_KINDS)}), "
+            f"got {device!r:.60}"
+        )
+    if readonly is not True and readonly is not False:
+        raise TypeError(f"readonly must be True or False, got {readonly!r:.60}")
+    if stream is not None and found[1] != "cuda":
+        raise ValueError(f"a stream is CUDA's; the memory is on {device}")
+    address, kind = _check_address(address, size), _KINDS[found[1]]
+    return Memory(address, size, readonly, kind, int(found[2] or 0), _check_stream(stream))
+
+
+def _check_address(value: object, size: int) -> int:
+    address = exact_int(value, "address")
+    if (address == 0 and size) or not 0 <= address <= 2**64 - size:
+        raise ValueError(f"no memory of {size} bytes is at address {address:#x}")
+    return address
+
+
+def _check_stream(value: object) -> int | None:
+    if value is None:
+        return None
+    stream = exact_int(value, "stream")
+    if stream <= 0:
+        raise ValueError(
+            f"stream must be a positive integer, got {stream}: 1 is the legacy default stream, 2 "
+            f"the thread's"
+        )
+    return stream
+
+
+def pointed(
+    memory: Memory, itemsize: int, owner: object, finalizer: Callable[[], object] | None
+) -> Buffer:
+    """The memory that a bare pointer leads to, held by `owner` or given back by `finalizer`."""
+    if owner is not None and finalizer is not None:
+        raise TypeError("give either an owner or a finalizer of the memory, not both")
+    if finalizer is not None and not callable(finalizer):
+        raise TypeError(f"finalizer must be callable, got {finalizer!r:.60}")
+    buffer: Buffer
+    if memory.kind in _HOST:
+        last: object = Held(memory.address, memory.size, memory.readonly, owner)
+        buffer = Buffer(np.asarray(last), memory.size, itemsize)
+        buffer.owner = owner
+    else:
+        last = buffer = DeviceBuffer(memory, owner, memory.size, itemsize)
+    if finalizer is not None:
+        weakref.finalize(last, finalizer).atexit = False
+    return buffer

@@ -1,0 +1,111 @@
+"""An SoA's memory as torch has it: one import, of one storage and one version counter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from soaview import View
+from soaview._buffer import ITEMSIZE, WIDEST, Buffer
+from soaview._device import DeviceBuffer
+
+DTYPE = {name: getattr(torch, name) for name in ITEMSIZE}
+"""torch's dtypes."""
+
+
+class Memory(dict[str, torch.Tensor]):
+    """A buffer's memory as flat tensors, one per dtype, of one storage and one version counter."""
+
+    __slots__ = ("address", "wait")
+
+    def __init__(self, memory: NDArray[Any] | DeviceBuffer) -> None:
+        self.wait: Callable[[], object] | None = None
+        if isinstance(memory, DeviceBuffer):
+            flat, self.wait = _imported(memory)
+            self["uint8"] = flat
+        else:
+            flat = self[WIDEST[memory.itemsize]] = torch.from_numpy(memory)
+        try:
+            self.address = flat.data_ptr() if type(flat) is torch.Tensor else 0
+        except RuntimeError:
+            self.address = 0
+        if not self.address and flat.numel():
+            raise TypeError(
+                "inside fake tensors, functionalize, torch.func.grad or export, torch gives no "
+                "tensor of real memory; take the tensors outside, and pass them in"
+            )
+
+    def __missing__(self, dtype: str) -> torch.Tensor:
+        flat = self[dtype] = next(iter(self.values())).view(DTYPE[dtype])
+        return flat
+
+    def as_imported(self) -> bool:
+        """Whether the storage is where it was, and no graph has been written into it.
+
+        `share_memory_` of a tensor moves it; a value that requires a gradient brings its graph.
+        """
+        for flat in tuple(self.values()):
+            if flat.requires_grad or flat.data_ptr() != self.address:
+                return False
+        return True
+
+    def alias(self, view: View) -> torch.Tensor:
+        """The view's tensor."""
+        return torch.as_strided(self[view.dtype], view.shape, view.strides, view.offset)
+
+
+def memory_of(buffer: Buffer) -> Memory:
+    """The buffer's memory as it was imported, if it still is as it was."""
+    kept: Memory | None = buffer.imports.get("torch")
+    if kept is not None and not kept.as_imported():
+        # A graph belongs to the tensors of the call that brought it, not to the memory.
+        for dtype, flat in tuple(kept.items()):
+            kept[dtype] = flat.detach()
+        if not kept.as_imported():
+            kept = None
+    if kept is None:
+        kept = buffer.imports["torch"] = Memory(as_given(buffer))
+    return kept
+
+
+def as_given(buffer: Buffer) -> NDArray[Any] | DeviceBuffer:
+    """What `Memory` imports."""
+    return buffer if isinstance(buffer, DeviceBuffer) else buffer.wide
+
+
+def _imported(buffer: DeviceBuffer) -> tuple[torch.Tensor, Callable[[], object] | None]:
+    """A device's memory as torch's bytes, and what makes torch's stream wait for the producer's."""
+    owner: Any = buffer.owner
+    try:
+        if hasattr(type(owner), "__dlpack__"):
+            flat = torch.utils.dlpack.from_dlpack(owner).reshape(-1).view(torch.uint8)
+        else:
+            whole = View("the memory", "uint8", 1, (buffer.nbytes,), (1,), 0, buffer)
+            flat = torch.as_tensor(whole, device=buffer.device)
+    except (AssertionError, AttributeError, BufferError, RuntimeError, TypeError) as error:
+        raise BufferError(f"torch does not take memory on {buffer.device}: {error}") from error
+    if flat.numel() and flat.data_ptr() != buffer.address:
+        raise BufferError(
+            f"torch copied the memory on {buffer.device} in silence: it is at "
+            f"{flat.data_ptr():#x} of {flat.device}, not at {buffer.address:#x}; name the memory's "
+            f"own device to layout.from_pointer"
+        )
+    return flat[: buffer.nbytes], _waiting(buffer, flat.device)
+
+
+def _waiting(buffer: DeviceBuffer, device: torch.device) -> Callable[[], object] | None:
+    owner: Any = buffer.owner
+    stream = buffer.memory.stream
+    if stream is not None:
+        theirs = torch.cuda.ExternalStream(stream, device=device)  # type: ignore[no-untyped-call]
+        return lambda: torch.cuda.current_stream(device).wait_stream(theirs)
+    if device.type != "cuda" or isinstance(owner, torch.Tensor):
+        return None  # torch's own streams are the user's to order
+    if not hasattr(type(owner), "__dlpack__"):
+        return None
+    default = 0 if torch.version.hip is not None else 1  # as DLPack numbers the default stream
+    # The producer orders its work before the stream that it is given; the capsule is not used.
+    return lambda: owner.__dlpack__(stream=torch.cuda.current_stream(device).cuda_stream or default)

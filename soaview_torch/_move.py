@@ -1,0 +1,84 @@
+"""SoAs in memory of torch's, and moved from device to device in one transfer."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from soaview import Layout, SoA
+from soaview._buffer import Buffer, check_rows
+from soaview._device import DeviceBuffer
+from soaview._soa import copy_rows
+from soaview._views import check_soa
+
+from ._memory import Memory, memory_of
+
+
+def empty(
+    layout: Layout, rows: int, *, device: torch.device | str = "cpu", pin_memory: bool = False
+) -> SoA:
+    """An SoA in memory of torch's, with whatever that holds.
+
+    Args:
+        layout: the fields.
+        rows: how many.
+        device: where; `"cuda"` is torch's current one.
+        pin_memory: memory of the host that a GPU copies from and to without waiting.
+
+    >>> from soaview import Column
+    >>> empty(Layout([Column("pt", "float32")]), 3)
+    SoA(3 rows, 128 bytes on cpu: pt)
+    """
+    if not isinstance(layout, Layout):
+        raise TypeError(f"layout must be a Layout, got {type(layout).__name__}")
+    rows = check_rows(rows)
+    nbytes = layout.nbytes(rows)
+    alignment = max(layout.alignment, 64)
+    with torch.inference_mode(False):
+        memory = torch.empty(
+            nbytes + alignment, dtype=torch.uint8, device=device, pin_memory=pin_memory
+        )
+    first = -memory.data_ptr() % alignment
+    return layout.wrap(memory[first : first + nbytes], rows)
+
+
+def to(soa: SoA, device: torch.device | str, *, non_blocking: bool = False) -> SoA:
+    """The SoA on another device: one transfer of its memory, and itself where it is there already.
+
+    Of a slice, its rows alone are moved; they are put together where they are, first.
+
+    Args:
+        soa: any.
+        device: where to; `"cuda"` is torch's current one.
+        non_blocking: return before the transfer is done, as torch's own `to` does: memory of the
+            host must be pinned for that, and left alone until torch's stream has got there.
+
+    >>> from soaview import Column
+    >>> soa = Layout([Column("pt", "float32")]).pack({"pt": [1.0, 2.0]})
+    >>> to(soa, "cpu") is soa
+    True
+    """
+    check_soa(soa)
+    target = torch.empty(0, device=device).device  # with its number
+    if str(target) == soa.device:
+        return soa
+    if soa.buffer.piecewise:
+        soa = copy.deepcopy(soa)
+    with torch.inference_mode(False), torch.no_grad():
+        if soa.rows != soa.capacity:
+            part = empty(soa.layout, soa.rows, device=_bytes(soa.buffer).device)
+            copy_rows(soa, _bytes(soa.buffer), _bytes(part.buffer))
+            soa = part
+        moved = empty(soa.layout, soa.rows, device=target)
+        _bytes(moved.buffer).copy_(_bytes(soa.buffer), non_blocking=non_blocking)
+    return moved
+
+
+def _bytes(buffer: Buffer) -> torch.Tensor:
+    if buffer.readonly and not isinstance(buffer, DeviceBuffer):
+        return Memory(buffer.unguarded)["uint8"]  # it is read only
+    memory = memory_of(buffer)
+    if memory.wait is not None:
+        memory.wait()
+    return memory["uint8"]
