@@ -28,7 +28,6 @@ from ._tree import (
     from_leaves,
     imported,
     leaves,
-    over,
     put,
     shards,
     x64,
@@ -99,7 +98,7 @@ def arrays(
         found = [v if isinstance(v, Scattered) else buffer.locate(v) for v in found]
     if copy is True:
         with jax.ensure_compile_time_eval():
-            return _copies(soa, found)
+            return _copies(soa, spec, padded, found)
     obstacles = [_obstacle(soa, view) for view in found]
     copied = [view for view, obstacle in zip(found, obstacles, strict=True) if obstacle]
     if copied and copy is False:
@@ -115,7 +114,7 @@ def arrays(
     if not (copied or buffer.piecewise):
         soa.ready["jax"] = spec, padded, wide, sources
     with jax.ensure_compile_time_eval():
-        aliases, copies = starmap(_alias, sources), iter(_copies(soa, copied))
+        aliases, copies = starmap(_alias, sources), iter(_copies(soa, spec, padded, copied))
         return [next(copies if obstacle else aliases) for obstacle in obstacles]
 
 
@@ -210,7 +209,7 @@ def _source(view: View) -> tuple[str, NDArray[Any] | View, int]:
 def _alias(name: str, host: NDArray[Any] | View, address: int) -> jax.Array:
     # Never copy=True: that one returns an alias all the same, and lets XLA write into it.
     if isinstance(host, View):
-        array: jax.Array = imported(host)
+        array: jax.Array = imported(host, copy=False)
     elif host.dtype.kind == "V":  # bfloat16, which NumPy cannot export
         array = jax.device_put(host, _host())
     else:
@@ -228,7 +227,9 @@ def _host() -> jax.Device:
     return jax.local_devices(backend="cpu")[0]
 
 
-def _copies(soa: SoA, found: Sequence[View | Scattered]) -> list[jax.Array]:
+def _copies(
+    soa: SoA, spec: Spec, padded: bool, found: Sequence[View | Scattered]
+) -> list[jax.Array]:
     """Copies that nobody else holds, in one transfer, and finished."""
     if not found:
         return []
@@ -236,7 +237,10 @@ def _copies(soa: SoA, found: Sequence[View | Scattered]) -> list[jax.Array]:
         # Cut on the device from imports of the whole runs.
         whole = SoA(soa.layout, soa.buffer, soa.capacity, 0, soa.capacity)
         there = Leaves(soa.layout, soa.capacity, leaves(whole))
-        return [jnp.array(cut(over(view, there))).block_until_ready() for view in found]
+        soa = SoA(soa.layout, there, soa.capacity, soa.start, soa.rows)
+        some = spec.subset(*(view.name for view in found))
+        cuts = [cut(view) for view in views_or_columns(soa, some, padded=padded)]
+        return [jnp.array(array).block_until_ready() for array in cuts]
     hosts = [
         np.stack([part.numpy() for part in view.parts], axis=1)
         if isinstance(view, Scattered)

@@ -243,15 +243,14 @@ def _imported_run(buffer: DeviceBuffer, run: Run) -> jax.Array:
     if dtype in NARROW and not x64():
         shape, dtype = _bits(run)[0], "uint32"
     size = ITEMSIZE[dtype]
-    return imported(
-        View(name_of(run), dtype, size, shape, (shape[1], 1), run.offset // size, buffer)
-    )
+    place = (shape, (shape[1], 1), run.offset // size)
+    return imported(View(name_of(run), dtype, size, *place, buffer), copy=None)
 
 
-def imported(view: View) -> jax.Array:
-    """A dense view of another device's memory."""
+def imported(view: View, *, copy: bool | None) -> jax.Array:
+    """A dense view of another device's memory; a copy, with `copy=None`, where XLA needs one."""
     try:
-        array: jax.Array = jax.dlpack.from_dlpack(view, copy=False)
+        array: jax.Array = jax.dlpack.from_dlpack(view, copy=copy)
     except (RuntimeError, TypeError, ValueError) as error:
         raise BufferError(
             f"tensor {view.name!r}: JAX does not take memory on {view.device}: {error}"
@@ -283,13 +282,6 @@ def _own_rows(soa: SoA) -> tuple[Any, ...]:
 def from_leaves(layout: Layout, rows: int, leaves: Iterable[Any]) -> SoA:
     """The SoA whose runs are these."""
     return SoA(layout, Leaves(layout, rows, tuple(leaves)), rows, 0, rows)
-
-
-def over(view: View | Scattered, buffer: Leaves) -> View | Scattered:
-    """The same view over leaves."""
-    if isinstance(view, Scattered):
-        return replace(view, parts=tuple(replace(part, buffer=buffer) for part in view.parts))
-    return replace(view, buffer=buffer)
 
 
 def cut(view: View | Scattered) -> jax.Array:

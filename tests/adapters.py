@@ -17,6 +17,7 @@ import numpy as np
 from cases import ROWS
 
 from soaview import SoA, Spec, View, views
+from soaview._buffer import Buffer
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ class JaxAdapter(NumPyAdapter):
         Divergence(
             "NumPy does not export bfloat16, and what JAX takes instead is row-major",
             lambda view: (
-                view.dtype == "bfloat16"
+                type(view.buffer) is Buffer  # on the host
+                and view.dtype == "bfloat16"
                 and 0 not in view.shape
                 and sum(n > 1 for n in view.shape) > 1
             ),

@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
 import numpy as np
+import places
 
 from soaview import Column, Layout, Scalar, SoA, Value
 
@@ -191,7 +192,7 @@ def read(entry: Any, expected: dict[str, np.ndarray], rows: int) -> np.ndarray:
 
 def wrapped(layout: Layout, rows: int) -> tuple[SoA, dict[str, np.ndarray]]:
     memory, expected = filled(layout, rows)
-    return layout.wrap(memory, rows), expected
+    return places.under_test.wrap(layout, memory, rows), expected
 
 
 @dataclass(frozen=True)

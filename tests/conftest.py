@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import adapters
+import places
 import pytest
 
 import soaview
 
 # The memory under test is the host's; so are the results that JAX computes from it.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if not any("cuda" in argument for argument in sys.argv):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Of which there are several, for what is split over many.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
@@ -29,16 +31,30 @@ def pytest_addoption(parser):
         "these). One that cannot be imported is an error, and its framework's own tests run only "
         "when it is named.",
     )
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where the SoAs of the conformance suite are: cpu, cuda, cuda:1 ..., in memory of "
+        "torch's; pretended is the host's memory by the way that a device's goes. One that is "
+        "absent is an error.",
+    )
     parser.addoption("--data", help="folder with the ROOT files; runs the tests that read them")
 
 
 def chosen(config):
-    return config.getoption("--adapter") or list(adapters.ADAPTERS)
+    on_host = config.getoption("--device") == "cpu"
+    all_of_them = [name for name in adapters.ADAPTERS if on_host or name != "numpy"]
+    return config.getoption("--adapter") or all_of_them
 
 
 def pytest_configure(config):
     """An adapter that cannot be imported stops the run, before any test."""
     config.addinivalue_line("markers", "aliasing: only for adapters whose tensors alias the SoA")
+    device = config.getoption("--device")
+    try:
+        places.choose(device)
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise pytest.UsageError(f"--device {device} is not there: {error}") from error
     for name in chosen(config):
         try:
             load(name)

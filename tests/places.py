@@ -1,0 +1,109 @@
+"""Where the memory under test is: on the host, or on a device of torch's."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+
+from soaview import Layout, SoA
+
+
+class HostMemory:
+    """Where the SoAs under test lie; this is the host's memory."""
+
+    device = "cpu"
+
+    def wrap(self, layout: Layout, memory: np.ndarray, rows: int) -> SoA:
+        """An SoA with these bytes, over memory that nobody else holds."""
+        return layout.wrap(memory, rows)
+
+    def watched(
+        self, layout: Layout, memory: np.ndarray, rows: int
+    ) -> tuple[SoA, Callable[[], bool]]:
+        """The same, and what says whether the memory has been freed."""
+        base = weakref.ref(memory.base)
+        return self.wrap(layout, memory, rows), lambda: base() is None
+
+    def content(self, soa: SoA) -> np.ndarray:
+        """The bytes under an SoA, copied to the host."""
+        return soa.buffer.root.copy()
+
+    def fill(self, soa: SoA, byte: int) -> None:
+        """Write all bytes under an SoA."""
+        soa.buffer.root[...] = byte
+
+    def on_host(self, soa: SoA) -> SoA:
+        """An SoA of the host with the same bytes."""
+        whole = soa.layout.wrap(aligned(self.content(soa)), soa.capacity)
+        return whole[soa.start : soa.start + soa.rows]
+
+
+class TorchMemory(HostMemory):
+    """Memory that torch owns, on any device."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.torch, self.device = torch, str(torch.empty(0, device=device).device)
+
+    def wrap(self, layout, memory, rows):
+        owner = self.torch.from_numpy(aligned(memory)).to(self.device)
+        if memory.flags.writeable:
+            return layout.wrap(owner, rows)
+        at = {"device": self.device, "owner": owner, "readonly": True}
+        return layout.from_pointer(owner.data_ptr(), rows, **at)
+
+    def watched(self, layout, memory, rows):
+        before = self.torch.cuda.memory_allocated()
+        soa = self.wrap(layout, memory, rows)
+        return soa, lambda: self.torch.cuda.memory_allocated() == before
+
+    def content(self, soa):
+        return soa.buffer.owner.cpu().numpy().copy()
+
+    def fill(self, soa, byte):
+        soa.buffer.owner.fill_(byte)
+
+
+class PretendedMemory(TorchMemory):
+    """The host's memory by the way that a device's goes, which needs no device."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        from soaview._device import DeviceBuffer, Memory
+
+        class Pretended(DeviceBuffer):
+            device = "cpu"
+
+        self.buffer, self.memory = Pretended, Memory
+
+    def wrap(self, layout, memory, rows):
+        owner = self.torch.from_numpy(memory if memory.flags.writeable else aligned(memory))
+        there = self.memory(owner.data_ptr(), len(owner), not memory.flags.writeable, 1, 0)
+        buffer = self.buffer(there, owner, layout.nbytes(rows), layout.sizes[-1])
+        return SoA(layout, buffer, rows, 0, rows)
+
+    watched = HostMemory.watched
+
+
+def aligned(memory: np.ndarray) -> np.ndarray:
+    """A copy that starts on a multiple of 128."""
+    raw = np.empty(memory.size + 128, np.uint8)
+    copy = raw[-raw.__array_interface__["data"][0] % 128 :][: memory.size]
+    copy[...] = memory
+    return copy
+
+
+under_test: HostMemory = HostMemory()
+"""Where the SoAs of the suite are; `--device` of pytest sets it."""
+
+
+def choose(device: str) -> None:
+    """Let the SoAs of the suite be on this device; one that is absent is an error."""
+    global under_test
+    if device == "pretended":
+        under_test = PretendedMemory()
+    elif device != "cpu":
+        under_test = TorchMemory(device)
