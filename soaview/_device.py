@@ -109,7 +109,7 @@ class DeviceBuffer(Buffer):
 
     def dlpack_device(self, view: View) -> tuple[int, int]:
         """DLPack's numbers for the device, as the view's producer has them."""
-        if _framework(self.owner) in _ADOPT:
+        if _adopters(self.owner):
             kind, number = self.producer(view).__dlpack_device__()
             return int(kind), int(number)
         return self.memory.kind, self.memory.number
@@ -133,48 +133,83 @@ class DeviceBuffer(Buffer):
         }
 
     def producer(self, view: View) -> Any:
-        """The view as the framework of the memory's owner has it."""
-        if _framework(self.owner) not in _ADOPT:
-            also = "; its __cuda_array_interface__ shows it" if hasattr(view, _CUDA) else ""
+        """The view as the framework of the memory's owner has it, or one that adopts the memory."""
+        found = _adopters(self.owner)
+        if not found:
             raise BufferError(
-                f"tensor {view.name!r}: on {self.device} a part of memory is shown through DLPack "
-                f"by the owner's own views, and {type(self.owner).__name__} has none: wrap a "
-                f"tensor of torch or CuPy{also}"
+                f"tensor {view.name!r}: DLPack shows a part of {self.device}'s memory as a view of "
+                f"torch's or CuPy's, and neither is imported; import one, or use what reads "
+                f"__cuda_array_interface__"
             )
-        return _ADOPT[_framework(self.owner)](self.owner, view)
+        return found[0](self, view)
 
     def fill(self, view: View, array: Any) -> None:
-        """Write an array of the same device, of any framework's, where the view is."""
+        """Write an array of this device, of any framework's, where the view is."""
         target = self.producer(view)
-        given = sys.modules[_framework(self.owner)].from_dlpack(array)
+        given = sys.modules[_framework(target)].from_dlpack(array)
         if hasattr(target, "copy_"):
             target.copy_(given)
         else:
             target[...] = given
 
 
-def _framework(owner: object) -> str:
-    return type(owner).__module__.partition(".")[0]
-
-
 _CUDA = "__cuda_array_interface__"
 
 
-def _by_torch(owner: Any, view: View) -> Any:
-    torch = sys.modules["torch"]
-    memory = owner.detach().reshape(-1).view(torch.uint8)
+class Interface:
+    """A buffer's bytes by the CUDA array interface, for a reader that minds read-only flags."""
+
+    def __init__(self, buffer: DeviceBuffer) -> None:
+        self.buffer = buffer
+        whole = View("the memory", "uint8", 1, (buffer.nbytes,), (1,), 0, buffer)
+        self.__cuda_array_interface__ = {**buffer.interface(whole), "data": (buffer.address, False)}
+
+
+def _framework(thing: object) -> str:
+    return type(thing).__module__.partition(".")[0]
+
+
+def _adopters(owner: object) -> list[Callable[[DeviceBuffer, View], Any]]:
+    """Who can show a part of this owner's memory, its own framework first."""
+    own = _framework(owner)
+    if own in _ADOPT:
+        return [_ADOPT[own]]
+    return [adopt for name, adopt in _ADOPT.items() if name in sys.modules]
+
+
+def _by_torch(buffer: DeviceBuffer, view: View) -> Any:
+    torch, owner = sys.modules["torch"], buffer.owner
+    try:
+        if isinstance(owner, torch.Tensor):
+            whole = owner.detach()
+        elif hasattr(type(owner), "__dlpack__"):
+            whole = torch.from_dlpack(owner)
+        else:
+            whole = torch.as_tensor(Interface(buffer), device=buffer.device)
+            if buffer.memory.stream is not None:
+                theirs = torch.cuda.ExternalStream(buffer.memory.stream, device=whole.device)
+                torch.cuda.current_stream(whole.device).wait_stream(theirs)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise BufferError(f"torch does not take memory on {buffer.device}: {error}") from error
+    memory = whole.reshape(-1).view(torch.uint8)
     items = memory[: len(memory) // view.itemsize * view.itemsize].view(getattr(torch, view.dtype))
     return items.as_strided(view.shape, view.strides, items.storage_offset() + view.offset)
 
 
-def _by_cupy(owner: Any, view: View) -> Any:
+def _by_cupy(buffer: DeviceBuffer, view: View) -> Any:
+    cupy, owner = sys.modules["cupy"], buffer.owner
+    if isinstance(owner, cupy.ndarray):
+        whole = owner
+    elif hasattr(type(owner), "__dlpack__"):
+        whole = cupy.from_dlpack(owner)
+    else:
+        whole = cupy.asarray(Interface(buffer))
     strides = tuple(stride * view.itemsize for stride in view.strides)
-    ndarray = sys.modules["cupy"].ndarray
-    memory = owner.data + view.byte_offset
-    return ndarray(view.shape, numpy_dtype(view.dtype), memory, strides)
+    memory = whole.data + view.byte_offset
+    return cupy.ndarray(view.shape, numpy_dtype(view.dtype), memory, strides)
 
 
-_ADOPT: dict[str, Callable[[Any, View], Any]] = {"torch": _by_torch, "cupy": _by_cupy}
+_ADOPT: dict[str, Callable[[DeviceBuffer, View], Any]] = {"torch": _by_torch, "cupy": _by_cupy}
 
 
 def held(owner: Any, nbytes: int, itemsize: int) -> Buffer:
@@ -264,7 +299,7 @@ def _of_capsule(capsule: object) -> Memory:
     shape = tuple(tensor.shape[: tensor.ndim]) if tensor.ndim else ()
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
     _check_contiguous(shape, strides, 1)
-    size = math.prod(shape) * (tensor.bits * tensor.lanes + 7) // 8
+    size = math.prod(shape) * tensor.bits * tensor.lanes // 8
     address = (tensor.data or 0) + tensor.byte_offset
     return Memory(address, size, readonly, tensor.kind, tensor.index, None, capsule)
 

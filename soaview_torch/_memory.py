@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from soaview import View
 from soaview._buffer import ITEMSIZE, WIDEST, Buffer
-from soaview._device import DeviceBuffer
+from soaview._device import DeviceBuffer, Interface
 
 DTYPE = {name: getattr(torch, name) for name in ITEMSIZE}
 """torch's dtypes."""
@@ -83,8 +83,7 @@ def _imported(buffer: DeviceBuffer) -> tuple[torch.Tensor, Callable[[], object] 
         if hasattr(type(owner), "__dlpack__"):
             flat = torch.utils.dlpack.from_dlpack(owner).reshape(-1).view(torch.uint8)
         else:
-            whole = View("the memory", "uint8", 1, (buffer.nbytes,), (1,), 0, buffer)
-            flat = torch.as_tensor(whole, device=buffer.device)
+            flat = torch.as_tensor(Interface(buffer), device=buffer.device)
     except (AssertionError, AttributeError, BufferError, RuntimeError, TypeError) as error:
         raise BufferError(f"torch does not take memory on {buffer.device}: {error}") from error
     if flat.numel() and flat.data_ptr() != buffer.address:

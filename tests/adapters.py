@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import places
 from cases import ROWS
 
 from soaview import SoA, Spec, View, views
@@ -124,15 +125,16 @@ class TorchAdapter(NumPyAdapter):
         self.adapter.write(soa, spec, tensors)
 
     def to_numpy(self, tensor):
+        tensor = tensor.cpu()
         if tensor.dtype == self.torch.bfloat16:
             return tensor.view(self.torch.int16).numpy().view("bfloat16")
         return tensor.numpy()
 
     def from_numpy(self, array):
-        array = np.array(array)
+        array, device = np.array(array), places.under_test.device
         if array.dtype.name == "bfloat16":
-            return self.torch.from_numpy(array.view("int16")).view(self.torch.bfloat16)
-        return self.torch.from_numpy(array)
+            return self.from_numpy(array.view("int16")).view(self.torch.bfloat16)
+        return self.torch.from_numpy(array).to(device)
 
     def dtype(self, tensor):
         return str(tensor.dtype).removeprefix("torch.")

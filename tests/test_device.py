@@ -1,0 +1,461 @@
+"""Memory of other devices and bare pointers. No address here is followed but the host's own."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import pickle
+import subprocess
+import weakref
+
+import numpy as np
+import pytest
+from cases import layout_of, wrapped
+
+from soaview import Column, Layout, Scalar, Spec, Value, views
+
+LAYOUT = Layout(
+    [Column("x", "float32"), Column("y", "float32"), Column("h", "bfloat16"), Scalar("n", "int64")]
+)
+ROWS = 33
+NBYTES = LAYOUT.nbytes(ROWS)
+FAR = 0x7F00_0000_0000
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_uint32),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class Versioned(ctypes.Structure):
+    _fields_ = (
+        ("version", ctypes.c_uint32 * 2),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", Tensor),
+    )
+
+
+class Producer:
+    """Device memory by DLPack's two methods alone, with capsules that nobody consumes."""
+
+    def __init__(
+        self, shape=(NBYTES,), *, strides=None, bits=8, device=(2, 0), address=FAR, **more
+    ):
+        self.shape, self.strides, self.bits, self.device = shape, strides, bits, device
+        self.address, self.more = address, {"flags": 0, "version": (1, 0), "offset": 0, **more}
+        self.kept, self.asked = [], []
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, **asked):
+        self.asked.append(asked)
+        if "max_version" in asked and self.more["version"] is None:
+            raise TypeError("unexpected keyword argument 'max_version'")
+        numbers = (ctypes.c_int64 * len(self.shape))(*self.shape)
+        steps = (ctypes.c_int64 * len(self.shape))(*self.strides) if self.strides else None
+        tensor = Tensor(
+            self.address,
+            self.device,
+            len(self.shape),
+            1 | self.bits << 8 | 1 << 16,
+            ctypes.addressof(numbers),
+            ctypes.addressof(steps) if steps else None,
+            self.more["offset"],
+        )
+        name = b"dltensor"
+        if self.more["version"] is not None:
+            name = b"dltensor_versioned"
+            version = (ctypes.c_uint32 * 2)(*self.more["version"])
+            tensor = Versioned(version, None, None, self.more["flags"], tensor)
+        self.kept += [numbers, steps, tensor, name]
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = (
+            ctypes.py_object,
+            [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
+        )
+        return new(ctypes.addressof(tensor), name, None)
+
+
+class OnCuda:
+    """Device memory by the CUDA array interface alone."""
+
+    def __init__(self, **changed):
+        interface = {"shape": (NBYTES,), "typestr": "|u1", "data": (FAR, False), "version": 3}
+        self.__cuda_array_interface__ = {**interface, **changed}
+
+
+# What the protocols tell
+
+
+@pytest.mark.parametrize(
+    ("make", "device", "numbers"),
+    [
+        (lambda: Producer(), "cuda:0", (2, 0)),
+        (lambda: Producer(device=(2, 3)), "cuda:3", (2, 3)),
+        (lambda: Producer(device=(13, 1)), "cuda:1", (13, 1)),
+        (lambda: Producer(device=(10, 0)), "rocm:0", (10, 0)),
+        (lambda: Producer((NBYTES // 8, 2), bits=32), "cuda:0", (2, 0)),
+        (
+            lambda: Producer((2, NBYTES // 8, 1), strides=(NBYTES // 8, 1, 7), bits=32),
+            "cuda:0",
+            None,
+        ),
+        (lambda: Producer((NBYTES + 99,)), "cuda:0", None),
+        (lambda: Producer(address=FAR - 256, offset=256), "cuda:0", None),
+        (OnCuda, "cuda:0", (2, 0)),
+        (
+            lambda: OnCuda(version=2, strides=None, shape=(NBYTES // 4,), typestr="<f4"),
+            "cuda:0",
+            None,
+        ),
+        (lambda: OnCuda(strides=(1,), stream=7), "cuda:0", None),
+        (lambda: FAR, "cuda:0", (2, 0)),
+    ],
+)
+def test_where_memory_is(make, device, numbers):
+    """Address, size and device come from the protocol, and views are plain arithmetic on them."""
+    owner = make()
+    if owner == FAR:
+        soa = LAYOUT.from_pointer(FAR, ROWS)
+    else:
+        soa = LAYOUT.wrap(owner, ROWS)
+        assert soa.buffer.owner is owner
+    assert (soa.device, soa.readonly, soa.rows) == (device, False, ROWS)
+    assert repr(soa) == f"SoA(33 rows, {NBYTES} bytes on {device}: x, y, h, n)"
+    assert (soa.buffer.address, soa.buffer.nbytes) == (FAR, NBYTES)
+    xy, y, n = views(soa[3:9], Spec(xy=["x", "y"], y="y", n=Value("n")))
+    assert (xy.shape, xy.strides, xy.address) == ((6, 2), (1, 64), FAR + 12)
+    assert (y.address, n.address, n.device) == (FAR + 268, FAR + 640, device)
+    if numbers:
+        from soaview._device import _adopters
+
+        assert _adopters(owner) or y.__dlpack_device__() == numbers
+
+
+def test_older_producers_are_read_only():
+    """Before DLPack 1.0 a capsule says nothing of writing; from 1.0 on its flag does."""
+    old, frozen = Producer(version=None), Producer(flags=1)
+    assert LAYOUT.wrap(old, ROWS).readonly
+    assert old.asked == [{"max_version": (1, 0)}, {}]
+    assert LAYOUT.wrap(frozen, ROWS).readonly
+    assert LAYOUT.wrap(OnCuda(data=(FAR, True)), ROWS).readonly
+    assert LAYOUT.from_pointer(FAR, ROWS, readonly=True).readonly
+
+
+def test_the_cuda_array_interface_of_views():
+    """A view on a CUDA device has version 3 of it; elsewhere, and for bfloat16, there is none."""
+    soa = LAYOUT.from_pointer(FAR, ROWS, device="cuda:1", stream=5, readonly=True)
+    xy, h, n, none = views(soa, Spec(xy=["y"], h="h", n="n", none=Value("n")))
+    assert xy.__cuda_array_interface__ == {
+        "version": 3,
+        "typestr": "<f4",
+        "shape": (33, 1),
+        "strides": (4, 256),
+        "data": (FAR + 256, True),
+        "stream": 5,
+    }
+    assert n.__cuda_array_interface__["strides"] == (0,)
+    assert none.__cuda_array_interface__["shape"] == ()
+    assert views(soa[:0], Spec(x="x"))[0].__cuda_array_interface__["data"] == (0, True)
+    assert not hasattr(h, "__cuda_array_interface__")
+    for other in (LAYOUT.allocate(3), LAYOUT.wrap(Producer(device=(10, 0)), ROWS)):
+        assert not hasattr(views(other, Spec(x="x"))[0], "__cuda_array_interface__")
+
+
+def test_the_host_does_not_read_it():
+    """What would follow the address says where the memory is, and what to do."""
+    soa = LAYOUT.wrap(Producer(), ROWS)
+    [view] = views(soa, Spec(x="x"))
+    for read in (
+        lambda: soa["x"],
+        lambda: view.numpy(),
+        lambda: np.asarray(view),
+        lambda: soa.buffer.root,
+        lambda: pickle.dumps(soa),
+        lambda: soa[3:5].__deepcopy__({}),
+    ):
+        with pytest.raises(BufferError, match="is on cuda:0, which NumPy does not read; take its"):
+            read()
+
+
+def test_the_producer_lives_as_long_as_a_view():
+    """Its owner and the capsule are held by the SoA and by every view."""
+    owner = Producer()
+    gone = weakref.ref(owner)
+    soa = LAYOUT.wrap(owner, ROWS)
+    [view] = views(soa[2:], Spec(x="x"))
+    del owner, soa
+    assert gone() is not None
+    del view
+    assert gone() is None
+
+
+class Untold(Producer):
+    __dlpack__ = None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Producer((NBYTES - 1,)), "too small: got 767 bytes, needed 768"),
+        (lambda: Producer(address=FAR + 4), "misaligned: .* 4 bytes past a multiple of 8"),
+        (lambda: Producer((NBYTES,), strides=(2,)), "not contiguous: shape .*strides .2"),
+        (lambda: Producer((8, NBYTES // 8), strides=(1, 8)), "not contiguous"),
+        (lambda: Producer((NBYTES,), strides=(-1,)), "not contiguous"),
+        (lambda: Producer(version=(2, 0)), r"speaks DLPack 2.0, not 1"),
+        (lambda: Producer(device=(77, 0)), "device 77:0 is not known"),
+        (lambda: Untold(), "no memory to wrap"),
+        (lambda: OnCuda(version=1), "version 2 or 3 is needed"),
+        (lambda: OnCuda(mask=np.zeros(3)), "without a mask"),
+        (lambda: OnCuda(shape=(-NBYTES,)), "its shape is"),
+        (lambda: OnCuda(shape=(NBYTES * 1.0,)), "must be an integer"),
+        (lambda: OnCuda(shape=(NBYTES // 8,), typestr="|O"), "Python objects"),
+        (lambda: OnCuda(typestr="what"), "OnCuda's __cuda_array_interface__ is not one"),
+        (lambda: OnCuda(strides=(2,)), "not contiguous"),
+        (lambda: OnCuda(strides=(1, 1)), "is not one"),
+        (lambda: OnCuda(stream=0), "stream must be a positive integer, got 0"),
+        (lambda: OnCuda(data=(0, False)), "no memory of 768 bytes is at address 0x0"),
+        (lambda: OnCuda(data=(-FAR, False)), "no memory"),
+        (lambda: OnCuda(data=None), "is not one"),
+        (lambda: OnCuda(shape=(2**62,), typestr="<f8"), "no memory of"),
+    ],
+)
+def test_bad_producers(make, message):
+    """What a protocol tells is checked, and refused with what was got."""
+    with pytest.raises((BufferError, ValueError), match=message):
+        LAYOUT.wrap(make(), ROWS)
+
+
+# Bare pointers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"address": 0}, ValueError, "no memory of 768 bytes is at address 0x0"),
+        ({"address": -FAR}, ValueError, "no memory of 768 bytes is at address -0x7f"),
+        ({"address": 2**64 - 512}, ValueError, "no memory of 768 bytes is at"),
+        ({"address": float(FAR)}, TypeError, "address must be an integer"),
+        ({"address": None}, TypeError, "address must be an integer"),
+        ({"address": FAR + 4}, BufferError, "misaligned"),
+        ({"device": "gpu"}, ValueError, "device must be a name such as 'cuda:0' .*got 'gpu'"),
+        ({"device": "cuda:"}, ValueError, "device must be a name"),
+        ({"device": "cuda:-1"}, ValueError, "device must be a name"),
+        ({"device": 0}, ValueError, "device must be a name"),
+        ({"nbytes": 767}, ValueError, "too small: got 767 bytes, needed 768"),
+        ({"nbytes": 2**65}, ValueError, "no memory of"),
+        ({"nbytes": 1e6}, TypeError, "nbytes must be an integer"),
+        ({"rows": -1}, ValueError, "rows must not be negative"),
+        ({"rows": 2**62}, ValueError, "no memory of"),
+        ({"readonly": 1}, TypeError, "readonly must be True or False"),
+        ({"stream": 0}, ValueError, "stream must be a positive integer, got 0"),
+        ({"stream": True}, TypeError, "stream must be an integer"),
+        ({"stream": 1, "device": "cpu"}, ValueError, "a stream is CUDA's; the memory is on cpu"),
+        ({"owner": 1, "finalizer": print}, TypeError, "either an owner or a finalizer"),
+        ({"finalizer": 3}, TypeError, "finalizer must be callable"),
+    ],
+)
+def test_bad_pointers(arguments, error, message):
+    """Every number is checked before anything is made of it."""
+    arguments = {"address": FAR, "rows": ROWS, **arguments}
+    with pytest.raises(error, match=message):
+        LAYOUT.from_pointer(arguments.pop("address"), arguments.pop("rows"), **arguments)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 33, 1000])
+def test_a_host_pointer(rows):
+    """Memory of the host, by its address alone, is like any other."""
+    layout = layout_of("float32", "bfloat16")
+    there, expected = wrapped(layout, rows)
+    soa = layout.from_pointer(there.buffer.address, rows, device="cpu", owner=there.buffer)
+    assert (soa.device, soa.buffer.owner, soa.readonly) == ("cpu", there.buffer, False)
+    for name in layout.starts:
+        key = name if layout.field(name).per_row else Value(name)
+        np.testing.assert_array_equal(soa[key], expected[name])
+    soa["x"][...] = 7
+    assert (there["x"] == 7).all()
+    frozen = layout.from_pointer(there.buffer.address, rows, device="cpu", readonly=True)
+    assert frozen.readonly
+    assert not frozen["x"].flags.writeable
+    again = layout.from_pointer(np.uint64(there.buffer.address), rows, device="cpu:0", nbytes=10**6)
+    assert again.device == "cpu"
+
+
+def test_no_rows_need_no_memory():
+    """A pointer to nothing may be zero where nothing is needed."""
+    layout = Layout([Column("x", "float32")])
+    for device in ("cpu", "cuda:0"):
+        soa = layout.from_pointer(0, 0, device=device)
+        assert views(soa, Spec(x="x"))[0].shape == (0,)
+
+
+class Owner:
+    """Something that can be seen to go."""
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("by", ["owner", "finalizer"])
+def test_the_memory_lives_as_long_as_a_view(device, by):
+    """The owner is let go with the last view; the finalizer is called then, and once."""
+    memory, calls = LAYOUT.allocate(ROWS).buffer.root, []
+    gone = lambda: calls.append("gone")  # noqa: E731
+
+    def make():
+        if by == "finalizer":
+            return LAYOUT.from_pointer(memory.ctypes.data, ROWS, device=device, finalizer=gone)
+        owner = Owner()
+        weakref.finalize(owner, gone)
+        return LAYOUT.from_pointer(memory.ctypes.data, ROWS, device=device, owner=owner)
+
+    soa = make()
+    held = [soa[2:4], *views(soa, Spec(x="x"))]
+    if device == "cpu":
+        held += [soa["y"], np.from_dlpack(views(soa, Spec(x="x"))[0])]
+    del soa
+    while held:
+        gc.collect()
+        assert calls == []
+        del held[0]
+    gc.collect()
+    assert calls == ["gone"]
+
+
+C_SOURCE = """
+#include <stdint.h>
+#include <stdlib.h>
+
+static long freed = 0;
+
+static size_t pitch(size_t rows) { return (rows * sizeof(float) + 127) / 128 * 128; }
+
+/* x, y, out: columns of float; n: one int32 */
+size_t soa_nbytes(size_t rows) { return 3 * pitch(rows) + 128; }
+
+void *soa_new(size_t rows)
+{
+    char *memory = aligned_alloc(128, soa_nbytes(rows));
+    for (size_t i = 0; i < rows; i++) {
+        ((float *)memory)[i] = (float)i;
+        ((float *)(memory + pitch(rows)))[i] = 2.0f * (float)i;
+        ((float *)(memory + 2 * pitch(rows)))[i] = -1.0f;
+    }
+    *(int32_t *)(memory + 3 * pitch(rows)) = (int32_t)rows;
+    return memory;
+}
+
+/* how many outputs are x + 10 y */
+size_t soa_right(const char *memory, size_t rows)
+{
+    const float *x = (const float *)memory, *y = (const float *)(memory + pitch(rows));
+    const float *out = (const float *)(memory + 2 * pitch(rows));
+    size_t right = 0;
+    for (size_t i = 0; i < rows; i++) right += out[i] == x[i] + 10.0f * y[i];
+    return right;
+}
+
+void soa_free(void *memory) { freed++; free(memory); }
+long soa_freed(void) { return freed; }
+"""
+
+C_LAYOUT = Layout(
+    [Column("x", "float32"), Column("y", "float32"), Column("out", "float32"), Scalar("n", "int32")]
+)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """A C library that allocates and fills SoAs, and reads what was written into them."""
+    folder = tmp_path_factory.mktemp("c")
+    (folder / "soa.c").write_text(C_SOURCE)
+    command = ["cc", "-shared", "-fPIC", "-o", str(folder / "soa.so"), str(folder / "soa.c")]
+    subprocess.run(command, check=True)
+    found = ctypes.CDLL(str(folder / "soa.so"))
+    for name in ("soa_nbytes", "soa_right"):
+        getattr(found, name).restype = ctypes.c_size_t
+    found.soa_new.restype = ctypes.c_void_p
+    found.soa_nbytes.argtypes = found.soa_new.argtypes = [ctypes.c_size_t]
+    found.soa_right.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    found.soa_free.argtypes = [ctypes.c_void_p]
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 33, 1024])
+@pytest.mark.aliasing
+def test_memory_of_a_c_library(adapter, library, rows):
+    """A C library's SoA goes through a model, whose outputs the library reads where they are."""
+    assert C_LAYOUT.nbytes(rows) == library.soa_nbytes(rows)
+    address, before = library.soa_new(rows), library.soa_freed()
+    soa = C_LAYOUT.from_pointer(
+        address,
+        rows,
+        device="cpu",
+        nbytes=library.soa_nbytes(rows),
+        finalizer=lambda: library.soa_free(address),
+    )
+    assert soa[Value("n")] == rows
+    x, y, n = adapter.tensors(soa, Spec(x="x", y="y", n=Value("n")), copy=None)
+    assert int(n) == rows
+    adapter.write(soa, Spec(out="out"), [x + 10 * y])
+    assert library.soa_right(address, rows) == rows
+    del soa
+    gc.collect()
+    assert library.soa_freed() == before  # x and y are views of it
+    del x, y, n
+    gc.collect()
+    assert library.soa_freed() == before + 1
+
+
+# Views as producers
+
+
+class Recorder:
+    """DLPack's two methods over an array, and nothing else that could help a reader."""
+
+    def __init__(self, array):
+        self.array, self.asked = array, []
+
+    def __dlpack__(self, **asked):
+        self.asked.append(asked)
+        return self.array.__dlpack__(**asked)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_the_consumers_wishes_are_passed_on(monkeypatch):
+    """On a device, `__dlpack__` is that of the owner's own view, with all that was asked of it."""
+    from soaview import _device
+
+    part = Recorder(np.arange(3))
+    monkeypatch.setitem(_device._ADOPT, "test_device", lambda buffer, view: part)
+    [view] = views(LAYOUT.wrap(Producer(), ROWS), Spec(x="x"))
+    wishes = {"stream": 7, "max_version": (1, 1), "dl_device": (1, 0), "copy": False}
+    with pytest.raises(Exception, match="stream"):  # which NumPy has none of
+        view.__dlpack__(**wishes)
+    assert part.asked == [wishes]
+    assert view.__dlpack_device__() == (1, 0)
+
+
+def test_nobody_to_show_a_part(run_python):
+    """Without torch and CuPy, a part of device memory has no DLPack, and the way out is told."""
+    code = """if True:
+        from soaview import Column, Layout, Spec, views
+        soa = Layout([Column("x", "float32")]).from_pointer(1 << 40, 9)
+        [view] = views(soa, Spec(x="x"))
+        assert view.__dlpack_device__() == (2, 0)
+        try:
+            view.__dlpack__()
+        except BufferError as error:
+            print(error)
+    """
+    assert "neither is imported; import one, or use" in run_python("-c", code).stdout
