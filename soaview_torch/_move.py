@@ -66,12 +66,13 @@ def to(soa: SoA, device: torch.device | str, *, non_blocking: bool = False) -> S
     if soa.buffer.piecewise:
         soa = copy.deepcopy(soa)
     with torch.inference_mode(False), torch.no_grad():
+        source = _bytes(soa.buffer)
         if soa.rows != soa.capacity:
-            part = empty(soa.layout, soa.rows, device=_bytes(soa.buffer).device)
-            copy_rows(soa, _bytes(soa.buffer), _bytes(part.buffer))
-            soa = part
+            part = _bytes(empty(soa.layout, soa.rows, device=source.device).buffer)
+            copy_rows(soa, source, part)
+            source = part
         moved = empty(soa.layout, soa.rows, device=target)
-        _bytes(moved.buffer).copy_(_bytes(soa.buffer), non_blocking=non_blocking)
+        _bytes(moved.buffer).copy_(source, non_blocking=non_blocking)
     return moved
 
 

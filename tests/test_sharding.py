@@ -112,6 +112,18 @@ def test_rows_that_devices_do_not_divide():
     assert len(jax.tree.leaves(to(LAYOUT.allocate(1152), sharding))[0].devices()) == 3
 
 
+def test_to_one_device():
+    """A device takes the whole SoA, a leaf at a time; the functions given it run there."""
+    soa, expected = wrapped(LAYOUT, 1000)
+    second = jax.devices()[1]
+    for part, rows in ((soa, slice(None)), (soa[3:40], slice(3, 40))):
+        moved = to(part, second)
+        assert {d for leaf in jax.tree.leaves(moved) for d in leaf.devices()} == {second}
+        [t] = jax.jit(lambda s: arrays(s, Spec(t=["z", "x"])))(moved)
+        assert t.devices() == {second}
+        np.testing.assert_array_equal(t, np.stack([expected["z"], expected["x"]], 1)[rows])
+
+
 def test_only_one_soa_is_placed(sharding):
     """Neither stacked SoAs nor something else is split over the devices."""
     soa = LAYOUT.allocate(1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
 import threading
@@ -9,15 +10,19 @@ import warnings
 import weakref
 
 import numpy as np
+import places
 import pytest
 import torch
 from cases import filled, layout_of
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import soaview_torch
-from soaview import Column, Layout, Scalar, Spec, Value
-from soaview_torch import tensors, write
+from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
+from soaview._device import DeviceBuffer, Memory
+from soaview_torch import empty, tensors, to, write
+from soaview_torch._memory import _waiting
 
 LAYOUT = Layout(
     [Column("x", "float32"), Column("y", "float32"), Column("k", "int64"), Scalar("n", "int32")]
@@ -369,6 +374,151 @@ def test_threads():
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+# Memory of torch's, and other devices
+
+
+@pytest.mark.parametrize("rows", [0, 1, 33, 1000])
+def test_empty(rows):
+    """Memory of torch's, aligned for XLA, too, and for the layout, in inference mode as well."""
+    for alignment in (16, 128, 4096):
+        layout = Layout(LAYOUT.fields, alignment=alignment)
+        with torch.inference_mode():
+            soa = empty(layout, rows)
+        assert (soa.layout, soa.rows, soa.device, soa.readonly) == (layout, rows, "cpu", False)
+        assert soa.buffer.nbytes == layout.nbytes(rows)
+        assert soa.buffer.address % max(alignment, 64) == 0
+        write(soa, Spec(x="x"), [torch.ones(rows)])
+        assert (soa["x"] == 1).all()
+    with pytest.raises(TypeError, match="layout must be a Layout, got int"):
+        empty(3, LAYOUT)
+    with pytest.raises(ValueError, match="rows must not be negative"):
+        empty(LAYOUT, -1)
+
+
+def on_a_device(layout, rows):
+    """An SoA that lies in the host's memory by the way that a device's goes."""
+    memory, expected = filled(layout, rows)
+    owner = torch.from_numpy(memory)
+    there = Memory(owner.data_ptr(), len(owner), False, 1, 0)
+    return SoA(layout, DeviceBuffer(there, owner, len(owner), 16), rows, 0, rows), expected
+
+
+class Copies(TorchDispatchMode):
+    """Counts what is copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "copy" in function.name() or "clone" in function.name():
+            self.sizes.append(args[0].numel() * args[0].element_size())
+        return function(*args, **(kwargs or {}))
+
+
+def test_to_is_one_transfer():
+    """The parent buffer goes as it is; what is there already does not."""
+    layout = layout_of("complex128", "bfloat16")
+    soa, expected = on_a_device(layout, 1000)
+    assert soa.device == "cpu:0"
+    with Copies() as copied:
+        moved = to(soa, "cpu")
+    assert copied.sizes == [layout.nbytes(1000)]
+    assert (moved.device, moved.readonly, moved.rows) == ("cpu", False, 1000)
+    for name in ("x", "m", "gap"):
+        np.testing.assert_array_equal(moved[name], expected[name])
+    np.testing.assert_array_equal(moved.buffer.root, soa.buffer.owner.numpy())
+    soa.buffer.owner.zero_()
+    np.testing.assert_array_equal(moved["x"], expected["x"])
+    for here in (moved, moved[3:5], layout.allocate(3)):
+        assert to(here, "cpu") is here
+    with pytest.raises(TypeError, match="soa must be an SoA, got int"):
+        to(3, "cpu")
+    with pytest.raises(RuntimeError):
+        to(soa, "no such device")
+
+
+def test_a_slice_moves_its_own_rows():
+    """They are put together where they are, one copy a run, and moved in one transfer."""
+    layout = layout_of("float32", "bfloat16")
+    soa, expected = on_a_device(layout, 1000)
+    with Copies() as copied:
+        moved = to(soa[100:133], "cpu")
+    assert (moved.rows, moved.capacity, moved.buffer.nbytes) == (33, 33, layout.nbytes(33))
+    assert copied.sizes[-1] == layout.nbytes(33)
+    assert sum(copied.sizes) <= 2 * layout.nbytes(33)
+    for name in ("x", "m", "gap"):
+        np.testing.assert_array_equal(moved[name], expected[name][100:133])
+    assert moved[Value("n")] == expected["n"]
+
+
+def test_devices_that_are_not_there():
+    """Memory that this torch cannot reach is refused, with where it is."""
+    soa = LAYOUT.from_pointer(1 << 40, 10)
+    for bad in (
+        lambda: tensors(soa, SPEC),
+        lambda: tensors(soa, SPEC, copy=True),
+        lambda: views(soa, Spec(x="x"))[0].__dlpack__(),
+        lambda: to(soa, "cpu"),
+    ):
+        with pytest.raises(BufferError, match="torch does not take memory on cuda:0: .*CUDA"):
+            bad()
+    with pytest.raises(BufferError, match="read-only, and torch has no read-only"):
+        tensors(LAYOUT.from_pointer(1 << 40, 10, readonly=True), SPEC)
+
+
+def test_who_waits_for_whom(monkeypatch):
+    """Torch's current stream waits for the producer's in every call; torch's own are the user's."""
+    seen = []
+
+    class Stream:
+        cuda_stream = 0
+
+        def wait_stream(self, other):
+            seen.append(("waits for", other))
+
+    class Producer:
+        def __dlpack__(self, *, stream):
+            seen.append(("asked for", stream))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number, device: (number, str(device)))
+    cuda = torch.device("cuda:0")
+
+    def wait_for(owner, stream=None):
+        there = Memory(1 << 40, 1 << 20, False, 2, 0, stream)
+        return _waiting(DeviceBuffer(there, owner, 1 << 20, 16), cuda)
+
+    wait_for(None, stream=7)()
+    wait_for(Producer())()
+    Stream.cuda_stream = 9
+    wait_for(Producer())()
+    assert seen == [("waits for", (7, "cuda:0")), ("asked for", 1), ("asked for", 9)]
+    assert wait_for(torch.zeros(1)) is None
+    assert wait_for(None) is None
+
+
+def test_every_call_waits():
+    """The producer is waited for before tensors are given, again and again, and before writes."""
+    memory, _ = filled(LAYOUT, 33)
+    soa, waits = places.PretendedMemory().wrap(LAYOUT, memory, 33), []
+    tensors(soa, SPEC)
+    soa.buffer.imports["torch"].wait = lambda: waits.append(1)
+    for count, call in enumerate(
+        (
+            lambda: tensors(soa, SPEC),
+            lambda: tensors(soa, SPEC),
+            lambda: tensors(soa[3:], SPEC),
+            lambda: tensors(soa, Spec(x="x"), copy=True),
+            lambda: write(soa, Spec(x="x"), [torch.ones(33)]),
+            lambda: to(soa[3:], "meta"),
+        )
+    ):
+        with contextlib.suppress(BufferError):  # there is no memory on the device meta
+            call()
+        assert len(waits) == count + 1
 
 
 def test_public_names():
