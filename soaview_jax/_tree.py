@@ -234,7 +234,8 @@ def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
             if isinstance(leaf, np.ndarray) and (leaf.shape, leaf.dtype) in (native, bits):
                 leaf = leaf.view((native if mode else bits)[1])
         found.append(leaf)
-    soa.ready["jax.tree"] = mode, (tuple(found), aux)
+    if not isinstance(soa.buffer, DeviceBuffer):  # whose imports may be donated
+        soa.ready["jax.tree"] = mode, (tuple(found), aux)
     return tuple(found), aux
 
 

@@ -72,7 +72,7 @@ def _prepare(soa: SoA, spec: Spec, padded: bool) -> tuple[Any, ...]:
             return _prepare(soa, spec, padded)
     found = geometry(soa, spec, padded)
     buffer = soa.buffer
-    if buffer.readonly:
+    if buffer.readonly and not buffer.piecewise:
         raise BufferError(
             "the SoA's memory is read-only, and torch has no read-only tensors: a write would "
             "change it, or crash. Ways out: copy=None copies it; a file can be mapped as private "

@@ -6,12 +6,14 @@ import inspect
 
 import jax
 import numpy as np
+import places
 import pytest
 import torch
 
 import soaview_jax
 import soaview_torch
-from soaview import Column, Layout, Spec
+from soaview import Column, Layout, SoA, Spec, views
+from soaview._device import DeviceBuffer, Memory
 
 
 def test_same_verbs_same_signatures():
@@ -65,3 +67,93 @@ def test_what_jax_made_is_read_by_torch():
     np.testing.assert_array_equal(soa["y"], made["y"])
     with pytest.raises(BufferError, match="read-only"):
         soaview_torch.write(made, Spec(xy=["x", "y"]), [xy])
+
+
+# Memory of a device, which torch owns. Here it is the host's, by the way that a device's goes.
+
+
+def of_a_device(rows):
+    layout = Layout([Column("x", "float32"), Column("y", "float32"), Column("d", "float64")])
+    memory = np.zeros(layout.nbytes(rows) + 128, np.uint8)
+    memory = memory[-memory.ctypes.data % 128 :][: layout.nbytes(rows)]
+    layout.wrap(memory, rows)["x"][:] = np.arange(rows)
+    return places.PretendedMemory().wrap(layout, memory, rows), memory
+
+
+def test_a_device_is_an_argument_of_jit():
+    """Its columns are JAX's imports of torch's views; nothing is copied, and slices work."""
+    soa, _ = of_a_device(1000)
+    [x] = soaview_torch.tensors(soa, Spec(x="x"))
+    leaves = jax.tree.leaves(soa)
+    assert [leaf.unsafe_buffer_pointer() for leaf in leaves] == [
+        soa.buffer.address,
+        soa.buffer.address + soa.layout.offset("d", 1000),
+    ]
+    total = jax.jit(lambda s: soaview_jax.arrays(s, Spec(x=["y", "x"]))[0].sum())
+    for part in (soa, soa[3:500]):
+        assert total(part) == x[part.start : part.start + part.rows].sum().item()
+    x.zero_()
+    assert total(soa) == 0
+    with jax.enable_x64(True):
+        assert jax.jit(lambda s: soaview_jax.arrays(s, Spec(d="d"))[0])(soa).dtype == np.float64
+
+
+@pytest.mark.parametrize("make", ["itself", "again", "device_put", "slice", "forwarded"])
+def test_donation_never_writes_memory_of_a_device(make):
+    """Whatever way it went into JAX, no byte changes, and the SoA stays in use."""
+    soa, memory = of_a_device(1024)
+    before, spec = memory.copy(), Spec(x="x")
+    add = lambda s: soaview_jax.update(s, spec, [soaview_jax.arrays(s, spec)[0] + 1])  # noqa: E731
+    advance = jax.jit(add, donate_argnums=0)
+    given = {
+        "itself": lambda: soa,
+        "again": lambda: [advance(soa), soa][1],
+        "device_put": lambda: jax.device_put(soa),
+        "slice": lambda: soa[:512],
+        "forwarded": lambda: jax.jit(lambda s, y: (s, y + 1))(soa, 1)[0],
+    }[make]()
+    for count in (1, 2, 3):
+        given = jax.block_until_ready(advance(given))
+        assert given["x"][5] == 5 + count
+        np.testing.assert_array_equal(memory, before)
+    assert soaview_jax.arrays(soa, spec)[0][7] == 7
+
+
+def test_one_writes_on_a_device_and_the_other_reads():
+    """JAX's arrays are written into memory that torch owns, where it is."""
+    soa, _ = of_a_device(64)
+    [x, y] = soaview_torch.tensors(soa, Spec(x="x", y="y"))
+    [mine] = soaview_jax.arrays(soa, Spec(x="x"))
+    assert mine.unsafe_buffer_pointer() == x.data_ptr()
+    soaview_jax.write(soa, Spec(y="y"), [mine * 2])
+    assert y[5] == 10
+    soaview_jax.write(soa, Spec(xy=["y", "x"]), [jax.numpy.ones((64, 2))])
+    assert y.sum() == x.sum() == 64
+
+
+def test_a_producer_that_torch_adopts():
+    """A part of memory whose owner cannot show one is shown by torch, which is imported."""
+    memory = torch.arange(64, dtype=torch.float32)
+    layout = Layout([Column("x", "float32"), Column("y", "float32")])
+    there = Memory(memory.data_ptr(), 256, False, 1, 0)
+    buffer = DeviceBuffer(there, Dunders(memory), 256, 4)
+    soa = SoA(layout, buffer, 32, 0, 32)
+    [view] = views(soa, Spec(y="y"))
+    assert view.__dlpack_device__() == (1, 0)
+    assert np.from_dlpack(view).tolist() == list(range(32, 64))
+    assert jax.dlpack.from_dlpack(view).unsafe_buffer_pointer() == memory.data_ptr() + 128
+    [y] = soaview_torch.tensors(soa, Spec(y="y"))
+    assert y.data_ptr() == memory.data_ptr() + 128
+
+
+class Dunders:
+    """DLPack's two methods, and nothing else that could help a reader."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack__(self, **asked):
+        return self._array.__dlpack__(**asked)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
