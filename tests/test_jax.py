@@ -338,3 +338,19 @@ def test_the_copying_import_is_still_an_alias():
 def test_public_names():
     """The public door is what it is."""
     assert soaview_jax.__all__ == ["arrays", "mask", "to", "update", "write"]
+
+
+def test_devices_that_are_not_there():
+    """Memory that JAX cannot reach is refused, with where it is; so it is as an argument of jit."""
+    soa = Layout([Column("x", "float32"), Column("y", "float32")]).from_pointer(1 << 40, 32)
+    spec = Spec(x="x")
+    for bad in (
+        lambda: arrays(soa, spec),
+        lambda: arrays(soa, spec, copy=True),
+        lambda: arrays(soa, Spec(x=["y", "x"]), copy=None),
+        lambda: jax.jit(lambda s: arrays(s, spec))(soa),
+    ):
+        with pytest.raises(BufferError, match="does not take memory on cuda:0"):
+            bad()
+    with pytest.raises(ValueError, match="got device cpu, the SoA is on cuda:0"):
+        write(soa, spec, [jnp.zeros(32)])
