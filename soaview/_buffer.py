@@ -143,6 +143,8 @@ class Buffer:
         wide: `root` as items of the largest size in the layout.
         nbytes: how many bytes the layout takes.
         imports: where an adapter keeps its framework's import of the memory: one for all views.
+
+    It speaks DLPack, as its bytes.
     """
 
     __slots__ = ("_unguarded", "imports", "nbytes", "owner", "root", "wide")
@@ -190,6 +192,12 @@ class Buffer:
     def readonly(self) -> bool:
         """Whether the memory refuses writes."""
         return not self.root.flags.writeable
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.root.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.root.__dlpack_device__()
 
     def producer(self, view: View) -> Any:
         """The view as the memory's own framework has it, which speaks DLPack: here NumPy."""

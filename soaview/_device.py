@@ -68,7 +68,7 @@ class DeviceBuffer(Buffer):
         memory: where it is.
     """
 
-    __slots__ = ("__weakref__", "memory")
+    __slots__ = ("memory",)
 
     def __init__(self, memory: Memory, owner: object, nbytes: int, itemsize: int) -> None:
         """Hold the first `nbytes` bytes of `memory`, aligned for items of `itemsize` bytes."""
@@ -132,6 +132,19 @@ class DeviceBuffer(Buffer):
             "stream": self.memory.stream,
         }
 
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self._whole().__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._whole().__dlpack_device__()
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self.interface(self._whole())
+
+    def _whole(self) -> View:
+        return View("the memory", "uint8", 1, (self.nbytes,), (1,), 0, self)
+
     def producer(self, view: View) -> Any:
         """The view as the framework of the memory's owner has it, or one that adopts the memory."""
         found = _adopters(self.owner)
@@ -157,12 +170,22 @@ _CUDA = "__cuda_array_interface__"
 
 
 class Interface:
-    """A buffer's bytes by the CUDA array interface, for a reader that minds read-only flags."""
+    """A buffer's bytes by the CUDA array interface, for a reader that minds read-only flags.
+
+    It holds the memory and not the buffer, which may keep what is read from this.
+    """
 
     def __init__(self, buffer: DeviceBuffer) -> None:
-        self.buffer = buffer
-        whole = View("the memory", "uint8", 1, (buffer.nbytes,), (1,), 0, buffer)
-        self.__cuda_array_interface__ = {**buffer.interface(whole), "data": (buffer.address, False)}
+        self.owner, self.export = buffer.owner, buffer.memory.export
+        data = {"data": (buffer.address, False)}
+        self.__cuda_array_interface__ = {**buffer.__cuda_array_interface__, **data}
+
+
+class _Anchor:
+    """What goes when nobody needs the memory of a bare pointer any more."""
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
 
 
 def _framework(thing: object) -> str:
@@ -385,13 +408,14 @@ def pointed(
         raise TypeError("give either an owner or a finalizer of the memory, not both")
     if finalizer is not None and not callable(finalizer):
         raise TypeError(f"finalizer must be callable, got {finalizer!r:.60}")
+    anchor = _Anchor(owner)
     buffer: Buffer
     if memory.kind in _HOST:
-        last: object = Held(memory.address, memory.size, memory.readonly, owner)
-        buffer = Buffer(np.asarray(last), memory.size, itemsize)
+        pointed_at = Held(memory.address, memory.size, memory.readonly, anchor)
+        buffer = Buffer(np.asarray(pointed_at), memory.size, itemsize)
         buffer.owner = owner
     else:
-        last = buffer = DeviceBuffer(memory, owner, memory.size, itemsize)
+        buffer = DeviceBuffer(memory._replace(export=anchor), owner, memory.size, itemsize)
     if finalizer is not None:
-        weakref.finalize(last, finalizer).atexit = False
+        weakref.finalize(anchor, finalizer).atexit = False
     return buffer

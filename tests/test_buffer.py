@@ -71,6 +71,8 @@ SOURCES = {
     "array.array of doubles": lambda: array.array("d", image()),
     "ctypes": in_ctypes,
     "DLPack": lambda: DLPackOnly(in_numpy("i8")),
+    "DLPack, CUDA's pinned memory": lambda: DLPackOnly(in_numpy("i8"), (3, 0)),
+    "DLPack, ROCm's pinned memory": lambda: DLPackOnly(in_numpy("i8"), (11, 1)),
     "larger than needed": lambda: bytearray(image() + b"more"),
 }
 
@@ -85,7 +87,7 @@ def test_whatever_holds_host_memory_can_be_wrapped(source):
     np.testing.assert_array_equal(soa["x"], np.arange(ROWS))
     assert soa.readonly == (source == "bytes")
     assert soa["x"].flags.writeable == (source != "bytes")
-    if source not in ("bytes", "DLPack"):
+    if source != "bytes" and "DLPack" not in source:
         soa["x"][0] = 7
         assert np.float32(7).tobytes() in bytes(memoryview(owner).cast("B")[:4])
 

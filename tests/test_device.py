@@ -13,6 +13,7 @@ import pytest
 from cases import layout_of, wrapped
 
 from soaview import Column, Layout, Scalar, Spec, Value, views
+from soaview._device import Interface
 
 LAYOUT = Layout(
     [Column("x", "float32"), Column("y", "float32"), Column("h", "bfloat16"), Scalar("n", "int64")]
@@ -330,6 +331,19 @@ def test_the_memory_lives_as_long_as_a_view(device, by):
     assert calls == ["gone"]
 
 
+def test_what_is_read_by_the_interface_holds_the_memory_alone():
+    """It does not hold the buffer, which may keep it: a cycle through C++ would never be freed."""
+    calls = []
+    soa = LAYOUT.from_pointer(FAR, ROWS, finalizer=lambda: calls.append("gone"), readonly=True)
+    interface = Interface(soa.buffer)
+    assert interface.__cuda_array_interface__["data"] == (FAR, False)
+    assert not any(thing is soa.buffer for thing in gc.get_referents(interface.__dict__))
+    del soa
+    assert calls == []
+    del interface
+    assert calls == ["gone"]
+
+
 C_SOURCE = """
 #include <stdint.h>
 #include <stdlib.h>
@@ -444,6 +458,19 @@ def test_the_consumers_wishes_are_passed_on(monkeypatch):
         view.__dlpack__(**wishes)
     assert part.asked == [wishes]
     assert view.__dlpack_device__() == (1, 0)
+
+
+def test_the_parent_buffer_is_a_producer():
+    """Its bytes come by the same protocols as its views."""
+    soa = LAYOUT.wrap(Producer(), ROWS)
+    assert soa.buffer.__cuda_array_interface__["shape"] == (NBYTES,)
+    assert soa.buffer.__cuda_array_interface__["data"] == (FAR, False)
+    assert not hasattr(
+        LAYOUT.wrap(Producer(device=(10, 0)), ROWS).buffer, "__cuda_array_interface__"
+    )
+    host, _ = wrapped(LAYOUT, ROWS)
+    assert host.buffer.__dlpack_device__() == (1, 0)
+    np.testing.assert_array_equal(np.from_dlpack(host.buffer), host.buffer.root)
 
 
 def test_nobody_to_show_a_part(run_python):

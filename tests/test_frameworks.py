@@ -144,6 +144,7 @@ def test_a_producer_that_torch_adopts():
     assert jax.dlpack.from_dlpack(view).unsafe_buffer_pointer() == memory.data_ptr() + 128
     [y] = soaview_torch.tensors(soa, Spec(y="y"))
     assert y.data_ptr() == memory.data_ptr() + 128
+    assert torch.from_dlpack(buffer).data_ptr() == memory.data_ptr()
 
 
 class Dunders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -168,3 +169,13 @@ def test_a_wrong_layout_fails(shift, monkeypatch):
     for image in IMAGES:
         for name, where in image.offsets.items():
             assert image.layout.offset(name, image.rows) != where["offset"]
+
+
+def test_a_device_that_is_absent(run_python):
+    """Asking for a device that is not there is an error, and no skip."""
+    arguments = ["-q", "-p", "no:cacheprovider", "--device", "cuda:77", "--adapter", "torch"]
+    if importlib.util.find_spec("torch") is None:
+        arguments[-1] = "numpy"
+    done = run_python("-m", "pytest", *arguments, str(HERE / "test_conformance.py"), check=False)
+    assert done.returncode == 4
+    assert "--device cuda:77 is not there" in done.stderr
