@@ -34,7 +34,7 @@ def empty(
         raise TypeError(f"layout must be a Layout, got {type(layout).__name__}")
     rows = check_rows(rows)
     nbytes = layout.nbytes(rows)
-    alignment = max(layout.alignment, 64)
+    alignment = layout.alignment  # torch's own is 64 or more, which XLA wants
     with torch.inference_mode(False):
         memory = torch.empty(
             nbytes + alignment, dtype=torch.uint8, device=device, pin_memory=pin_memory

@@ -45,6 +45,17 @@ class Versioned(ctypes.Structure):
     )
 
 
+freed = []
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def note_freed(capsule):
+    freed.append(capsule)
+
+
+FREED = ctypes.cast(note_freed, ctypes.c_void_p)
+
+
 class Producer:
     """Device memory by DLPack's two methods alone, with capsules that nobody consumes."""
 
@@ -84,7 +95,7 @@ class Producer:
             ctypes.py_object,
             [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
         )
-        return new(ctypes.addressof(tensor), name, None)
+        return new(ctypes.addressof(tensor), name, FREED)
 
 
 class OnCuda:
@@ -192,13 +203,16 @@ def test_the_host_does_not_read_it():
 def test_the_producer_lives_as_long_as_a_view():
     """Its owner and the capsule are held by the SoA and by every view."""
     owner = Producer()
-    gone = weakref.ref(owner)
+    gone, before = weakref.ref(owner), len(freed)
     soa = LAYOUT.wrap(owner, ROWS)
     [view] = views(soa[2:], Spec(x="x"))
+    interface = Interface(soa.buffer)
     del owner, soa
     assert gone() is not None
     del view
-    assert gone() is None
+    assert (gone() is None, len(freed)) == (False, before)
+    del interface
+    assert (gone() is None, len(freed)) == (True, before + 1)
 
 
 class Untold(Producer):
@@ -329,6 +343,18 @@ def test_the_memory_lives_as_long_as_a_view(device, by):
         del held[0]
     gc.collect()
     assert calls == ["gone"]
+
+
+def test_finalizers_at_the_end_of_python(run_python):
+    """At the interpreter's exit nothing is called any more: the library may be gone already."""
+    code = """if True:
+        from soaview import Column, Layout
+        layout = Layout([Column("x", "float32")])
+        kept = layout.from_pointer(1 << 40, 9, finalizer=lambda: print("freed", flush=True))
+        gone = layout.from_pointer(1 << 40, 9, finalizer=lambda: print("end", flush=True))
+        del gone
+    """
+    assert run_python("-c", code).stdout == "end\n"
 
 
 def test_what_is_read_by_the_interface_holds_the_memory_alone():

@@ -14,6 +14,7 @@ import soaview_jax
 import soaview_torch
 from soaview import Column, Layout, SoA, Spec, views
 from soaview._device import DeviceBuffer, Memory
+from soaview_torch import _move, empty
 
 
 def test_same_verbs_same_signatures():
@@ -67,6 +68,13 @@ def test_what_jax_made_is_read_by_torch():
     np.testing.assert_array_equal(soa["y"], made["y"])
     with pytest.raises(BufferError, match="read-only"):
         soaview_torch.write(made, Spec(xy=["x", "y"]), [xy])
+
+
+def test_what_jax_made_is_moved_by_torch(monkeypatch):
+    """It is put together in one buffer, and goes from there."""
+    made = jax.tree.map(jax.numpy.array, Layout([Column("x", "float32")]).pack({"x": [1.0, 2.0]}))
+    monkeypatch.setattr(_move, "empty", lambda layout, rows, device: empty(layout, rows))
+    assert soaview_torch.to(made, "meta")["x"].tolist() == [1, 2]  # which stands for a device
 
 
 # Memory of a device, which torch owns. Here it is the host's, by the way that a device's goes.

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import soaview_torch
 from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
 from soaview._device import DeviceBuffer, Memory
-from soaview_torch import empty, tensors, to, write
+from soaview_torch import _move, empty, tensors, to, write
 from soaview_torch._memory import _waiting
 
 LAYOUT = Layout(
@@ -400,9 +400,11 @@ def test_empty(rows):
 def on_a_device(layout, rows):
     """An SoA that lies in the host's memory by the way that a device's goes."""
     memory, expected = filled(layout, rows)
-    owner = torch.from_numpy(memory)
+    owner = torch.empty(len(memory) + 128 + 99, dtype=torch.uint8)  # more than is needed
+    owner = owner[-owner.data_ptr() % 128 :]
+    owner[: len(memory)] = torch.from_numpy(memory)
     there = Memory(owner.data_ptr(), len(owner), False, 1, 0)
-    return SoA(layout, DeviceBuffer(there, owner, len(owner), 16), rows, 0, rows), expected
+    return SoA(layout, DeviceBuffer(there, owner, len(memory), 16), rows, 0, rows), expected
 
 
 class Copies(TorchDispatchMode):
@@ -429,7 +431,7 @@ def test_to_is_one_transfer():
     assert (moved.device, moved.readonly, moved.rows) == ("cpu", False, 1000)
     for name in ("x", "m", "gap"):
         np.testing.assert_array_equal(moved[name], expected[name])
-    np.testing.assert_array_equal(moved.buffer.root, soa.buffer.owner.numpy())
+    np.testing.assert_array_equal(moved.buffer.root, soa.buffer.owner[: len(moved.buffer.root)])
     soa.buffer.owner.zero_()
     np.testing.assert_array_equal(moved["x"], expected["x"])
     for here in (moved, moved[3:5], layout.allocate(3)):
@@ -438,6 +440,41 @@ def test_to_is_one_transfer():
         to(3, "cpu")
     with pytest.raises(RuntimeError):
         to(soa, "no such device")
+
+
+def test_to_from_the_host(monkeypatch):
+    """Memory of the host goes as it is, read-only memory, too; nothing warns of that."""
+    layout = layout_of("float32", "bfloat16")
+    memory, expected = filled(layout, 100)
+    memory.flags.writeable = False
+    monkeypatch.setattr(_move, "empty", lambda layout, rows, device: empty(layout, rows))
+    for soa in (layout.wrap(memory, 100), layout.wrap(memory.copy(), 100)):
+        for part, rows in ((soa, slice(None)), (soa[3:9], slice(3, 9))):
+            moved = to(part, "meta")  # which is not the host, and stands for a device
+            assert moved.buffer.nbytes == layout.nbytes(len(part))
+            for name in ("x", "m", "gap"):
+                np.testing.assert_array_equal(moved[name], expected[name][rows])
+
+
+def test_an_owner_inside_of_its_storage():
+    """A tensor that starts somewhere in its storage is taken from where it starts."""
+    whole = torch.arange(3000, dtype=torch.float32)
+    owner = whole[32 : 32 + 3 * 64].reshape(3, 64)
+    layout = Layout([Column(name, "float32") for name in "xyz"])
+    there = Memory(owner.data_ptr(), 768, False, 1, 0)
+    soa = SoA(layout, DeviceBuffer(there, owner, 768, 4), 60, 0, 60)
+    [view] = views(soa, Spec(y="y"))
+    wanted = list(range(96, 156))
+    assert torch.from_dlpack(view).tolist() == tensors(soa, Spec(y="y"))[0].tolist() == wanted
+
+
+def test_memory_that_is_not_where_it_was_said_to_be():
+    """What torch imports is compared with the address: it may have been copied on the way."""
+    memory = torch.zeros(1024, dtype=torch.uint8)
+    there = Memory(memory.data_ptr() + 128, 512, False, 1, 0)
+    soa = SoA(LAYOUT, DeviceBuffer(there, memory, 512, 8), 5, 0, 5)
+    with pytest.raises(BufferError, match="torch copied the memory on cpu:0 in silence: it is at"):
+        tensors(soa, SPEC)
 
 
 def test_a_slice_moves_its_own_rows():
