@@ -240,7 +240,7 @@ def _copies(
         soa = SoA(soa.layout, there, soa.capacity, soa.start, soa.rows)
         some = spec.subset(*(view.name for view in found))
         cuts = [cut(view) for view in views_or_columns(soa, some, padded=padded)]
-        return [jnp.array(array).block_until_ready() for array in cuts]
+        return [array.block_until_ready() for array in cuts]  # what XLA puts out is never an alias
     hosts = [
         np.stack([part.numpy() for part in view.parts], axis=1)
         if isinstance(view, Scattered)

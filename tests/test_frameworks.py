@@ -135,8 +135,17 @@ def test_one_writes_on_a_device_and_the_other_reads():
     assert mine.unsafe_buffer_pointer() == x.data_ptr()
     soaview_jax.write(soa, Spec(y="y"), [mine * 2])
     assert y[5] == 10
+    spec = Spec(x="x", y="y")
+    soaview_jax.write(soa, spec.reorder("y", "x"), soaview_jax.arrays(soa, spec))
+    assert (x[5], y[5]) == (10, 5)
+    copies = soaview_jax.arrays(soa, Spec(x="x", yx=["y", "x"]), copy=True)
     soaview_jax.write(soa, Spec(xy=["y", "x"]), [jax.numpy.ones((64, 2))])
     assert y.sum() == x.sum() == 64
+    assert (copies[0][5], copies[1][5].tolist()) == (10, [5, 10])
+    with jax.enable_x64(True):
+        [d] = soaview_jax.arrays(soa, Spec(d="d"), copy=True)
+    soa.buffer.owner.fill_(1)
+    assert not d.any()
 
 
 def test_a_producer_that_torch_adopts():

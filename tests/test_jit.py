@@ -19,7 +19,7 @@ from cases import CASES, SCATTERED, layout_of, padded_rows, read, wrapped
 from jax import lax
 
 from soaview import Column, Layout, Scalar, Spec, Value, views
-from soaview_jax import arrays, mask, update, write
+from soaview_jax import _tree, arrays, mask, update, write
 
 LAYOUT = Layout(
     [
@@ -187,6 +187,17 @@ def test_what_jax_made_is_immutable():
         write(made, Spec(x="x"), [jnp.zeros(33)])
     with pytest.raises(BufferError, match="JAX made this SoA.*not in one buffer"):
         _ = made.buffer.root
+
+
+def test_copies_stay_on_the_device(monkeypatch):
+    """What JAX has elsewhere is not copied by way of the host."""
+    made = owned(filled(33))
+    monkeypatch.setattr(_tree.Leaves, "elsewhere", True)  # as it is on a GPU
+    monkeypatch.setattr(_tree.Leaves, "locate", None)  # which leads to the host
+    for copied in (None, True):
+        xy, n = arrays(made, Spec(xy=["y", "x"], n="n"), copy=copied)
+        np.testing.assert_array_equal(xy[:, 0], filled(33)["y"])
+        np.testing.assert_array_equal(n, filled(33)["n"])
 
 
 def test_it_is_copied_into_one_buffer():
