@@ -203,6 +203,10 @@ class Buffer:
         """The view as the memory's own framework has it, which speaks DLPack: here NumPy."""
         return view.numpy()
 
+    def export(self, view: View, **asked: Any) -> Any:
+        """The view's DLPack capsule, with all that was asked of it."""
+        return self.producer(view).__dlpack__(**asked)
+
     def interface(self, view: View) -> dict[str, Any]:
         """The view's CUDA array interface; there is none here."""
         raise AttributeError(f"memory on {self.device} has no CUDA array interface")

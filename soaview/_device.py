@@ -50,6 +50,7 @@ class Memory(NamedTuple):
         stream: the CUDA stream that the memory is being written on; None where nothing has to be
             waited for, or where a DLPack producer sees to it.
         export: what holds the memory, beside its owner.
+        source: what speaks DLPack for it; None for a bare pointer.
     """
 
     address: int
@@ -59,6 +60,7 @@ class Memory(NamedTuple):
     number: int
     stream: int | None = None
     export: object = None
+    source: Any = None
 
 
 class DeviceBuffer(Buffer):
@@ -108,11 +110,9 @@ class DeviceBuffer(Buffer):
     wide = unguarded = root
 
     def dlpack_device(self, view: View) -> tuple[int, int]:
-        """DLPack's numbers for the device, as the view's producer has them."""
-        if _adopters(self.owner):
-            kind, number = self.producer(view).__dlpack_device__()
-            return int(kind), int(number)
-        return self.memory.kind, self.memory.number
+        """DLPack's numbers for the device; who adopts managed memory calls it CUDA's."""
+        managed = self.memory.kind == 13 and _adopters(self.memory.source)
+        return 2 if managed else self.memory.kind, self.memory.number
 
     def interface(self, view: View) -> dict[str, Any]:
         """The view's CUDA array interface, version 3.
@@ -147,14 +147,29 @@ class DeviceBuffer(Buffer):
 
     def producer(self, view: View) -> Any:
         """The view as the framework of the memory's owner has it, or one that adopts the memory."""
-        found = _adopters(self.owner)
-        if not found:
-            raise BufferError(
-                f"tensor {view.name!r}: DLPack shows a part of {self.device}'s memory as a view of "
-                f"torch's or CuPy's, and neither is imported; import one, or use what reads "
-                f"__cuda_array_interface__"
-            )
-        return found[0](self, view)
+        refused: Exception | None = None
+        for adopt in _adopters(self.memory.source):
+            try:
+                return adopt(self, view)
+            except BufferError as error:
+                refused = error
+        if refused is not None:
+            raise refused
+        raise BufferError(
+            f"tensor {view.name!r}: DLPack shows a part of {self.device}'s memory as a view of "
+            f"torch's or CuPy's, and neither is imported; import one, or use what reads "
+            f"__cuda_array_interface__"
+        )
+
+    def export(self, view: View, **asked: Any) -> Any:
+        """The view's DLPack capsule, with all that was asked of it.
+
+        Who shows it cannot mark it as read-only; a capsule from before DLPack 1.0 says nothing of
+        that either, and is taken as read-only by those who mind.
+        """
+        if self.readonly:
+            asked.pop("max_version", None)
+        return self.producer(view).__dlpack__(**asked)
 
     def fill(self, view: View, array: Any) -> None:
         """Write an array of this device, of any framework's, where the view is."""
@@ -176,6 +191,11 @@ class Interface:
     """
 
     def __init__(self, buffer: DeviceBuffer) -> None:
+        if not hasattr(buffer, _CUDA):
+            raise BufferError(
+                f"bare memory on {buffer.device} has no protocol, as CUDA's has; wrap what speaks "
+                f"DLPack"
+            )
         self.owner, self.export = buffer.owner, buffer.memory.export
         data = {"data": (buffer.address, False)}
         self.__cuda_array_interface__ = {**buffer.__cuda_array_interface__, **data}
@@ -192,41 +212,54 @@ def _framework(thing: object) -> str:
     return type(thing).__module__.partition(".")[0]
 
 
-def _adopters(owner: object) -> list[Callable[[DeviceBuffer, View], Any]]:
-    """Who can show a part of this owner's memory, its own framework first."""
-    own = _framework(owner)
+def _adopters(source: object) -> list[Callable[[DeviceBuffer, View], Any]]:
+    """Who can show a part of this memory: the framework of its source, or those imported."""
+    own = _framework(source)
     if own in _ADOPT:
         return [_ADOPT[own]]
     return [adopt for name, adopt in _ADOPT.items() if name in sys.modules]
 
 
-def _by_torch(buffer: DeviceBuffer, view: View) -> Any:
-    torch, owner = sys.modules["torch"], buffer.owner
+def check_address(found: int, buffer: DeviceBuffer) -> None:
+    """Raise where a framework has the memory elsewhere than it was: moved, or copied."""
+    if buffer.nbytes and found != buffer.address:
+        raise BufferError(
+            f"the memory on {buffer.device} is not where it was: it was wrapped at "
+            f"{buffer.address:#x}, and is given at {found:#x}; its owner has moved it, or it is on "
+            f"another device than was said and was copied. Wrap it anew"
+        )
+
+
+def torch_bytes(buffer: DeviceBuffer) -> Any:
+    """The bytes as a tensor of torch's, which is imported; their address is not checked."""
+    torch, source = sys.modules["torch"], buffer.memory.source
     try:
-        if isinstance(owner, torch.Tensor):
-            whole = owner.detach()
-        elif hasattr(type(owner), "__dlpack__"):
-            whole = torch.from_dlpack(owner)
-        else:
+        if source is None:
             whole = torch.as_tensor(Interface(buffer), device=buffer.device)
-            if buffer.memory.stream is not None:
-                theirs = torch.cuda.ExternalStream(buffer.memory.stream, device=whole.device)
-                torch.cuda.current_stream(whole.device).wait_stream(theirs)
-    except (AssertionError, RuntimeError, TypeError) as error:
+        else:
+            whole = torch.from_dlpack(source)
+        return whole.reshape(-1).view(torch.uint8)[: buffer.nbytes]
+    except (AssertionError, BufferError, RuntimeError, TypeError) as error:
         raise BufferError(f"torch does not take memory on {buffer.device}: {error}") from error
-    memory = whole.reshape(-1).view(torch.uint8)
-    items = memory[: len(memory) // view.itemsize * view.itemsize].view(getattr(torch, view.dtype))
-    return items.as_strided(view.shape, view.strides, items.storage_offset() + view.offset)
+
+
+def _by_torch(buffer: DeviceBuffer, view: View) -> Any:
+    torch, whole = sys.modules["torch"], torch_bytes(buffer)
+    check_address(whole.data_ptr(), buffer)
+    if buffer.memory.stream is not None:
+        theirs = torch.cuda.ExternalStream(buffer.memory.stream, device=whole.device)
+        torch.cuda.current_stream(whole.device).wait_stream(theirs)
+    items = whole.view(getattr(torch, view.dtype))
+    return items.as_strided(view.shape, view.strides, view.offset)
 
 
 def _by_cupy(buffer: DeviceBuffer, view: View) -> Any:
-    cupy, owner = sys.modules["cupy"], buffer.owner
-    if isinstance(owner, cupy.ndarray):
-        whole = owner
-    elif hasattr(type(owner), "__dlpack__"):
-        whole = cupy.from_dlpack(owner)
-    else:
+    cupy, source = sys.modules["cupy"], buffer.memory.source
+    if source is None:
         whole = cupy.asarray(Interface(buffer))
+    else:
+        whole = source if isinstance(source, cupy.ndarray) else cupy.from_dlpack(source)
+    check_address(whole.data.ptr, buffer)
     strides = tuple(stride * view.itemsize for stride in view.strides)
     memory = whole.data + view.byte_offset
     return cupy.ndarray(view.shape, numpy_dtype(view.dtype), memory, strides)
@@ -254,8 +287,10 @@ def _exported(owner: Any) -> Memory | None:
                 return None
             if kind not in _DEVICES:
                 raise BufferError(f"DLPack device {kind}:{index} is not known here")
-            return _of_capsule(_capsule(owner))
-        except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+            # Of a torch tensor its twin, which `set_` of the tensor leaves alone.
+            source = owner.detach() if hasattr(owner, "detach") else owner
+            return _of_capsule(_capsule(owner))._replace(source=source)
+        except Exception as error:  # somebody else's code may raise anything
             raise BufferError(f"{name} has no memory to wrap ({error})") from error
     interface = getattr(owner, _CUDA, None)
     if interface is None:
@@ -319,11 +354,15 @@ def _of_capsule(capsule: object) -> Memory:
         tensor, readonly = _DLTensor.from_address(_pointer(capsule, b"dltensor")), True
     else:
         raise BufferError(f"its __dlpack__ gives {type(capsule).__name__}, and no capsule to read")
+    if tensor.kind not in _DEVICES or tensor.index < 0:
+        raise BufferError(f"DLPack device {tensor.kind}:{tensor.index} is not known here")
     shape = tuple(tensor.shape[: tensor.ndim]) if tensor.ndim else ()
+    if min(shape, default=0) < 0:
+        raise BufferError(f"its shape is {shape}")
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
     _check_contiguous(shape, strides, 1)
     size = math.prod(shape) * tensor.bits * tensor.lanes // 8
-    address = (tensor.data or 0) + tensor.byte_offset
+    address = _check_address((tensor.data or 0) + tensor.byte_offset, size)
     return Memory(address, size, readonly, tensor.kind, tensor.index, None, capsule)
 
 
@@ -331,6 +370,8 @@ def _of_interface(interface: Any) -> Memory:
     """What a CUDA array interface says. It names no device: the first one is meant."""
     if interface["version"] not in (2, 3) or interface.get("mask") is not None:
         raise ValueError("version 2 or 3 is needed, without a mask")
+    if not isinstance(interface["typestr"], str):
+        raise TypeError(f"its typestr is {interface['typestr']!r}")
     dtype = np.dtype(interface["typestr"])
     if dtype.hasobject:
         raise TypeError("it holds Python objects")
@@ -350,7 +391,7 @@ def _check_contiguous(shape: tuple[int, ...], strides: Any, itemsize: int) -> No
         return
     step = itemsize
     for count, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
-        if count > 1 and stride != step:
+        if count > 1 and exact_int(stride, "stride") != step:
             raise BufferError(
                 f"the buffer is not contiguous: shape {shape}, strides {tuple(strides)}; pass the "
                 f"array that owns the memory, or a contiguous copy of it"
@@ -378,7 +419,7 @@ def located(
     if stream is not None and found[1] != "cuda":
         raise ValueError(f"a stream is CUDA's; the memory is on {device}")
     address, kind = _check_address(address, size), _KINDS[found[1]]
-    return Memory(address, size, readonly, kind, int(found[2] or 0), _check_stream(stream))
+    return Memory(address, needed, readonly, kind, int(found[2] or 0), _check_stream(stream))
 
 
 def _check_address(value: object, size: int) -> int:
@@ -392,7 +433,7 @@ def _check_stream(value: object) -> int | None:
     if value is None:
         return None
     stream = exact_int(value, "stream")
-    if stream <= 0:
+    if not 0 < stream < 2**64:
         raise ValueError(
             f"stream must be a positive integer, got {stream}: 1 is the legacy default stream, 2 "
             f"the thread's"
@@ -411,7 +452,7 @@ def pointed(
     anchor = _Anchor(owner)
     buffer: Buffer
     if memory.kind in _HOST:
-        pointed_at = Held(memory.address, memory.size, memory.readonly, anchor)
+        pointed_at = Held(memory.address or 64, memory.size, memory.readonly, anchor)
         buffer = Buffer(np.asarray(pointed_at), memory.size, itemsize)
         buffer.owner = owner
     else:

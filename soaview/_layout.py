@@ -264,9 +264,10 @@ class Layout:
             address: of the first byte.
             rows: how many rows the memory was laid out for.
             device: a name of DLPack's, with a number: `"cuda:0"`; `"cpu"` for the host.
-            owner: what keeps the memory; it lives as long as the SoA and its views do.
+            owner: what keeps the memory; it lives as long as the SoA and its views do, and must not
+                hold them.
             finalizer: called once, without arguments, when the last of these is gone; not at the
-                interpreter's exit. Instead of `owner`.
+                interpreter's exit. Instead of `owner`; it must not hold them either.
             readonly: refuse writes.
             nbytes: how much memory there is, where that is known: too little is an error.
             stream: the CUDA stream that the memory is being written on, as an integer (1 for the

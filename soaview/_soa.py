@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
-from ._buffer import ITEMSIZE, Buffer, check_rows, exact_int, numpy_dtype
+from ._buffer import ITEMSIZE, Buffer, check_rows, exact_int, numpy_dtype, too_small
 from ._runs import runs
 from ._spec import Entry, Spec, Value
 from ._views import Scattered, View, views, views_or_columns
@@ -188,7 +188,8 @@ def copy_rows(soa: SoA, source: Any, target: Any) -> None:
 def _rebuilt(layout: Layout, rows: int, memory: Any) -> SoA:
     """What an SoA was pickled as, once more: over memory of its own, or over what came out of band.
 
-    Bytes that came in the pickle itself, and memory that came to lie misaligned, are copied.
+    Bytes and bytearrays, which the pickle itself holds, and memory that came to lie misaligned, are
+    copied.
     """
     if not isinstance(memory, (bytes, bytearray)):
         try:
@@ -196,7 +197,10 @@ def _rebuilt(layout: Layout, rows: int, memory: Any) -> SoA:
         except BufferError:
             pass
     soa = layout.allocate(rows)
-    soa.buffer.root[...] = np.frombuffer(memory, np.uint8)
+    root, given = soa.buffer.root, np.frombuffer(memory, np.uint8)
+    if given.size < root.size:
+        raise too_small(given.size, root.size)
+    root[...] = given[: root.size]
     return soa
 
 

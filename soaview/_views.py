@@ -89,7 +89,7 @@ class View:
         return np.asarray(self.numpy(), dtype, copy=copy)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
-        return self.buffer.producer(self).__dlpack__(**kwargs)
+        return self.buffer.export(self, **kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.buffer.dlpack_device(self)

@@ -279,15 +279,17 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
     found = targets(soa, spec, [_describe(number, array) for number, array in enumerate(arrays)])
     buffer = soa.buffer
     if isinstance(buffer, DeviceBuffer):
-        inside = range(buffer.address, buffer.address + buffer.nbytes)
-        # An array over the SoA itself could be changed by the first write before it is read.
-        values = [jnp.array(a) if a.unsafe_buffer_pointer() in inside else a for a in arrays]
-        for view, array in zip(found, values, strict=True):
-            if isinstance(view, Scattered):
-                for number, part in enumerate(view.parts):
-                    buffer.fill(part, array[:, number])
-            else:
-                buffer.fill(view, array)
+        # What comes from the SoA itself could be changed by the first write before it is read.
+        with jax.ensure_compile_time_eval():
+            values = [jnp.array(a) if _overlaps(a, buffer) else a for a in arrays]
+            for value in values:
+                value.block_until_ready()
+            for view, array in zip(found, values, strict=True):
+                if isinstance(view, Scattered):
+                    for number, part in enumerate(view.parts):
+                        buffer.fill(part, array[:, number])
+                else:
+                    buffer.fill(view, array)
         return
     root = buffer.root
     values = [np.asarray(array) for array in arrays]
@@ -298,6 +300,16 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
                 part.numpy()[...] = value[:, number]
         else:
             view.numpy()[...] = value
+
+
+def _overlaps(array: jax.Array, buffer: DeviceBuffer) -> bool:
+    if len(array.devices()) > 1:
+        raise ValueError(
+            f"an array is spread over {len(array.devices())} devices; gather it with "
+            f"jax.device_put(array, device) first"
+        )
+    begin = array.unsafe_buffer_pointer()
+    return begin < buffer.address + buffer.nbytes and buffer.address < begin + array.nbytes
 
 
 def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from soaview import View
 from soaview._buffer import ITEMSIZE, WIDEST, Buffer
-from soaview._device import DeviceBuffer, Interface
+from soaview._device import DeviceBuffer, check_address, torch_bytes
 
 DTYPE = {name: getattr(torch, name) for name in ITEMSIZE}
 """torch's dtypes."""
@@ -24,8 +24,7 @@ class Memory(dict[str, torch.Tensor]):
     def __init__(self, memory: NDArray[Any] | DeviceBuffer) -> None:
         self.wait: Callable[[], object] | None = None
         if isinstance(memory, DeviceBuffer):
-            flat, self.wait = _imported(memory)
-            self["uint8"] = flat
+            flat = self["uint8"] = torch_bytes(memory)
         else:
             flat = self[WIDEST[memory.itemsize]] = torch.from_numpy(memory)
         try:
@@ -37,6 +36,9 @@ class Memory(dict[str, torch.Tensor]):
                 "inside fake tensors, functionalize, torch.func.grad or export, torch gives no "
                 "tensor of real memory; take the tensors outside, and pass them in"
             )
+        if isinstance(memory, DeviceBuffer):
+            check_address(self.address, memory)
+            self.wait = _waiting(memory, flat.device)
 
     def __missing__(self, dtype: str) -> torch.Tensor:
         flat = self[dtype] = next(iter(self.values())).view(DTYPE[dtype])
@@ -76,35 +78,15 @@ def as_given(buffer: Buffer) -> NDArray[Any] | DeviceBuffer:
     return buffer if isinstance(buffer, DeviceBuffer) else buffer.wide
 
 
-def _imported(buffer: DeviceBuffer) -> tuple[torch.Tensor, Callable[[], object] | None]:
-    """A device's memory as torch's bytes, and what makes torch's stream wait for the producer's."""
-    owner: Any = buffer.owner
-    try:
-        if hasattr(type(owner), "__dlpack__"):
-            flat = torch.utils.dlpack.from_dlpack(owner).reshape(-1).view(torch.uint8)
-        else:
-            flat = torch.as_tensor(Interface(buffer), device=buffer.device)
-    except (AssertionError, AttributeError, BufferError, RuntimeError, TypeError) as error:
-        raise BufferError(f"torch does not take memory on {buffer.device}: {error}") from error
-    if flat.numel() and flat.data_ptr() != buffer.address:
-        raise BufferError(
-            f"torch copied the memory on {buffer.device} in silence: it is at "
-            f"{flat.data_ptr():#x} of {flat.device}, not at {buffer.address:#x}; name the memory's "
-            f"own device to layout.from_pointer"
-        )
-    return flat[: buffer.nbytes], _waiting(buffer, flat.device)
-
-
 def _waiting(buffer: DeviceBuffer, device: torch.device) -> Callable[[], object] | None:
-    owner: Any = buffer.owner
-    stream = buffer.memory.stream
+    source, stream = buffer.memory.source, buffer.memory.stream
     if stream is not None:
         theirs = torch.cuda.ExternalStream(stream, device=device)  # type: ignore[no-untyped-call]
         return lambda: torch.cuda.current_stream(device).wait_stream(theirs)
-    if device.type != "cuda" or isinstance(owner, torch.Tensor):
+    if device.type != "cuda" or source is None or isinstance(source, torch.Tensor):
         return None  # torch's own streams are the user's to order
-    if not hasattr(type(owner), "__dlpack__"):
-        return None
     default = 0 if torch.version.hip is not None else 1  # as DLPack numbers the default stream
     # The producer orders its work before the stream that it is given; the capsule is not used.
-    return lambda: owner.__dlpack__(stream=torch.cuda.current_stream(device).cuda_stream or default)
+    return lambda: source.__dlpack__(
+        stream=torch.cuda.current_stream(device).cuda_stream or default
+    )

@@ -7,7 +7,7 @@ import copy
 import torch
 
 from soaview import Layout, SoA
-from soaview._buffer import Buffer, check_rows
+from soaview._buffer import INT64_MAX, Buffer, check_rows
 from soaview._device import DeviceBuffer
 from soaview._soa import copy_rows
 from soaview._views import check_soa
@@ -34,12 +34,19 @@ def empty(
         raise TypeError(f"layout must be a Layout, got {type(layout).__name__}")
     rows = check_rows(rows)
     nbytes = layout.nbytes(rows)
+    if nbytes > INT64_MAX:
+        raise MemoryError(f"{rows} rows need {nbytes} bytes")
     alignment = layout.alignment  # torch's own is 64 or more, which XLA wants
     with torch.inference_mode(False):
         memory = torch.empty(
             nbytes + alignment, dtype=torch.uint8, device=device, pin_memory=pin_memory
         )
-    first = -memory.data_ptr() % alignment
+    try:
+        first = -memory.data_ptr() % alignment
+    except RuntimeError:
+        raise TypeError(
+            "inside torch.func.grad or functionalize, torch gives no real memory; take it outside"
+        ) from None
     return layout.wrap(memory[first : first + nbytes], rows)
 
 

@@ -81,7 +81,8 @@ class PretendedMemory(TorchMemory):
 
     def wrap(self, layout, memory, rows):
         owner = self.torch.from_numpy(memory if memory.flags.writeable else aligned(memory))
-        there = self.memory(owner.data_ptr(), len(owner), not memory.flags.writeable, 1, 0)
+        readonly = not memory.flags.writeable
+        there = self.memory(owner.data_ptr(), len(owner), readonly, 1, 0, source=owner)
         buffer = self.buffer(there, owner, layout.nbytes(rows), layout.sizes[-1])
         return SoA(layout, buffer, rows, 0, rows)
 

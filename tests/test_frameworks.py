@@ -9,6 +9,7 @@ import numpy as np
 import places
 import pytest
 import torch
+from jax.sharding import NamedSharding
 
 import soaview_jax
 import soaview_torch
@@ -148,12 +149,50 @@ def test_one_writes_on_a_device_and_the_other_reads():
     assert not d.any()
 
 
+@pytest.mark.parametrize("what", ["columns", "results"])
+def test_what_comes_from_the_soa_is_read_before_it_is_written(what):
+    """Also while JAX is still busy: neither swapped columns nor pending results are falsified."""
+    rows = 1_000_000
+    soa, _ = of_a_device(rows)
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda i, x: jax.numpy.sin(x), x).sum() * 0)
+    slow(jax.numpy.ones(rows)).block_until_ready()
+    spec = Spec(x="x", y="y")
+    x, y = soaview_jax.arrays(soa, spec)
+    wait = slow(jax.numpy.ones(rows))
+    if what == "results":
+        y = jax.jit(lambda x, wait: x + wait)(x, wait)
+        x = jax.numpy.full(rows, 7.0)
+        soaview_jax.write(soa, spec, [x, y])
+    else:
+        soaview_jax.write(soa, spec.reorder("y", "x"), [x, y])
+    x, y = soaview_torch.tensors(soa, spec)
+    assert (y == torch.arange(rows)).all()
+    assert (x == (7 if what == "results" else 0)).all()
+
+
+def test_a_write_of_what_overlaps():
+    """Arrays that reach into the SoA from before its start are read first, too."""
+    layout = Layout([Column("x", "float32"), Column("y", "float32")])
+    memory = torch.arange(96, dtype=torch.float32)
+    there = Memory(memory.data_ptr() + 128, 256, False, 1, 0, source=memory[32:])
+    buffer = type(of_a_device(1)[0].buffer)(there, memory, 256, 4)
+    soa = SoA(layout, buffer, 32, 0, 32)
+    overlapping = jax.dlpack.from_dlpack(memory[16:48])
+    given = [jax.numpy.full(32, -1.0), overlapping]
+    soaview_jax.write(soa, Spec(x="x", y="y"), given)
+    assert memory[64:].tolist() == list(range(16, 48))
+    mesh = jax.make_mesh((2,), ("r",), devices=jax.devices()[:2])
+    sharded = jax.device_put(jax.numpy.ones(32), NamedSharding(mesh, jax.P("r")))
+    with pytest.raises(ValueError, match="spread over 2 devices; gather it"):
+        soaview_jax.write(soa, Spec(x="x"), [sharded])
+
+
 def test_a_producer_that_torch_adopts():
     """A part of memory whose owner cannot show one is shown by torch, which is imported."""
     memory = torch.arange(64, dtype=torch.float32)
     layout = Layout([Column("x", "float32"), Column("y", "float32")])
-    there = Memory(memory.data_ptr(), 256, False, 1, 0)
-    buffer = DeviceBuffer(there, Dunders(memory), 256, 4)
+    there = Memory(memory.data_ptr(), 256, False, 1, 0, source=Dunders(memory))
+    buffer = DeviceBuffer(there, memory, 256, 4)
     soa = SoA(layout, buffer, 32, 0, 32)
     [view] = views(soa, Spec(y="y"))
     assert view.__dlpack_device__() == (1, 0)

@@ -403,7 +403,7 @@ def on_a_device(layout, rows):
     owner = torch.empty(len(memory) + 128 + 99, dtype=torch.uint8)  # more than is needed
     owner = owner[-owner.data_ptr() % 128 :]
     owner[: len(memory)] = torch.from_numpy(memory)
-    there = Memory(owner.data_ptr(), len(owner), False, 1, 0)
+    there = Memory(owner.data_ptr(), len(owner), False, 1, 0, source=owner)
     return SoA(layout, DeviceBuffer(there, owner, len(memory), 16), rows, 0, rows), expected
 
 
@@ -461,20 +461,41 @@ def test_an_owner_inside_of_its_storage():
     whole = torch.arange(3000, dtype=torch.float32)
     owner = whole[32 : 32 + 3 * 64].reshape(3, 64)
     layout = Layout([Column(name, "float32") for name in "xyz"])
-    there = Memory(owner.data_ptr(), 768, False, 1, 0)
+    there = Memory(owner.data_ptr(), 768, False, 1, 0, source=owner)
     soa = SoA(layout, DeviceBuffer(there, owner, 768, 4), 60, 0, 60)
     [view] = views(soa, Spec(y="y"))
     wanted = list(range(96, 156))
     assert torch.from_dlpack(view).tolist() == tensors(soa, Spec(y="y"))[0].tolist() == wanted
 
 
+def test_the_owner_of_a_pointer_is_not_its_memory():
+    """An owner only keeps the memory, even where it is a tensor: the address counts."""
+    arena = torch.arange(1024, dtype=torch.float32)
+    soa = LAYOUT.from_pointer(1 << 40, 5, owner=arena)
+    for follow in (
+        lambda: tensors(soa, SPEC),
+        lambda: views(soa, Spec(x="x"))[0].__dlpack__(),
+        lambda: to(soa, "cpu"),
+    ):
+        with pytest.raises(BufferError, match="torch does not take memory on cuda:0"):
+            follow()
+    for device in ("rocm:0", "metal"):
+        soa = LAYOUT.from_pointer(1 << 40, 5, device=device)
+        for follow in (tensors, lambda soa, spec: views(soa, spec)[0].__dlpack__()):
+            with pytest.raises(BufferError, match=f"bare memory on {device}.* has no protocol"):
+                follow(soa, SPEC)
+    with pytest.raises(MemoryError, match="rows need"):
+        empty(LAYOUT, 2**62)
+
+
 def test_memory_that_is_not_where_it_was_said_to_be():
-    """What torch imports is compared with the address: it may have been copied on the way."""
+    """What torch imports is compared with the address: it may have been moved or copied."""
     memory = torch.zeros(1024, dtype=torch.uint8)
-    there = Memory(memory.data_ptr() + 128, 512, False, 1, 0)
+    there = Memory(memory.data_ptr() + 128, 512, False, 1, 0, source=memory)
     soa = SoA(LAYOUT, DeviceBuffer(there, memory, 512, 8), 5, 0, 5)
-    with pytest.raises(BufferError, match="torch copied the memory on cpu:0 in silence: it is at"):
-        tensors(soa, SPEC)
+    for follow in (lambda: tensors(soa, SPEC), lambda: views(soa, SPEC)[0].__dlpack__()):
+        with pytest.raises(BufferError, match="memory on cpu:0 is not where it was: it was wrap"):
+            follow()
 
 
 def test_a_slice_moves_its_own_rows():
@@ -525,7 +546,7 @@ def test_who_waits_for_whom(monkeypatch):
     cuda = torch.device("cuda:0")
 
     def wait_for(owner, stream=None):
-        there = Memory(1 << 40, 1 << 20, False, 2, 0, stream)
+        there = Memory(1 << 40, 1 << 20, False, 2, 0, stream, None, owner)
         return _waiting(DeviceBuffer(there, owner, 1 << 20, 16), cuda)
 
     wait_for(None, stream=7)()
@@ -535,6 +556,20 @@ def test_who_waits_for_whom(monkeypatch):
     assert seen == [("waits for", (7, "cuda:0")), ("asked for", 1), ("asked for", 9)]
     assert wait_for(torch.zeros(1)) is None
     assert wait_for(None) is None
+
+
+def test_no_real_memory_in_transforms():
+    """Where torch has no memory to give, a device's is refused as the host's is."""
+
+    def inside(x):
+        with pytest.raises(TypeError, match="torch gives no"):
+            tensors(on_device, SPEC)
+        with pytest.raises(TypeError, match="torch gives no real memory; take it outside"):
+            empty(LAYOUT, 5)
+        return x.sum()
+
+    on_device, _ = on_a_device(LAYOUT, 5)
+    torch.func.grad(inside)(torch.ones(3))
 
 
 def test_every_call_waits():
