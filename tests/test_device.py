@@ -143,6 +143,7 @@ def test_where_memory_is(make, device, numbers):
     else:
         soa = LAYOUT.wrap(owner, ROWS)
         assert soa.buffer.owner is owner
+        assert soa.buffer.memory.source is (owner if isinstance(owner, Producer) else None)
     assert (soa.device, soa.readonly, soa.rows) == (device, False, ROWS)
     assert repr(soa) == f"SoA(33 rows, {NBYTES} bytes on {device}: x, y, h, n)"
     assert (soa.buffer.address, soa.buffer.nbytes) == (FAR, NBYTES)
