@@ -15,7 +15,9 @@ import pytest
 import soaview
 
 # The memory under test is the host's; so are the results that JAX computes from it.
-if not any("cuda" in argument for argument in sys.argv):
+if any("cuda" in argument for argument in sys.argv):  # both frameworks share the device
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+else:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Of which there are several, for what is split over many.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -35,8 +37,8 @@ def pytest_addoption(parser):
         "--device",
         default="cpu",
         help="where the SoAs of the conformance suite are: cpu, cuda, cuda:1 ..., in memory of "
-        "torch's; pretended is the host's memory by the way that a device's goes. One that is "
-        "absent is an error.",
+        "torch's; pretended is the host's memory by the way that a device's goes. With any but the "
+        "first, only that suite is run. One that is absent is an error.",
     )
     parser.addoption("--data", help="folder with the ROOT files; runs the tests that read them")
 
@@ -63,8 +65,10 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Leave out the tests of a framework that was not asked for."""
+    """Leave out the tests of a framework, or of the host, that were not asked for."""
     names = chosen(config)
+    if config.getoption("--device") != "cpu" and collection_path.suffix == ".py":
+        return True if collection_path.name != "test_conformance.py" else None
     needs = {
         "test_torch.py": "torch" in names,
         "test_jax.py": "jax" in names,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import pickle
+import shutil
 import subprocess
 import sys
 import weakref
@@ -444,6 +445,8 @@ C_LAYOUT = Layout(
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
     """A C library that allocates and fills SoAs, and reads what was written into them."""
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler, cc")
     folder = tmp_path_factory.mktemp("c")
     (folder / "soa.c").write_text(C_SOURCE)
     command = ["cc", "-shared", "-fPIC", "-o", str(folder / "soa.so"), str(folder / "soa.c")]
