@@ -27,8 +27,8 @@ def tensors(
     All tensors of an SoA and of its slices alias one storage, which keeps the memory's owner alive;
     they share autograd's version counter, so an in-place change that a backward pass cannot bear
     raises there. What is written into them is written into the SoA. A broadcast scalar has
-    stride 0: torch refuses most writes into it, but not `fill_`. On a device, torch's current stream
-    waits for the producer's in every call.
+    stride 0: torch refuses most writes into it, but not `fill_`. On a device, torch's current
+    stream waits for the producer's in every call.
 
     Args:
         soa: the memory.
