@@ -4,10 +4,22 @@ This is the core: it computes layouts and strides and knows NumPy only. `soaview
 `soaview_jax.arrays` hand its views to PyTorch and JAX.
 """
 
+from ._blocks import Blocks, SoABlocks
 from ._fields import Column, Scalar
 from ._layout import Layout
 from ._soa import SoA
 from ._spec import Spec, Value
 from ._views import View, views
 
-__all__ = ["Column", "Layout", "Scalar", "SoA", "Spec", "Value", "View", "views"]
+__all__ = [
+    "Blocks",
+    "Column",
+    "Layout",
+    "Scalar",
+    "SoA",
+    "SoABlocks",
+    "Spec",
+    "Value",
+    "View",
+    "views",
+]

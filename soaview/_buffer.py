@@ -207,6 +207,10 @@ class Buffer:
         """The view's DLPack capsule, with all that was asked of it."""
         return self.producer(view).__dlpack__(**asked)
 
+    def fill(self, view: View, array: Any) -> None:
+        """Write an array of any framework's, on the memory's device, where the view is."""
+        view.numpy()[...] = np.asarray(array)
+
     def interface(self, view: View) -> dict[str, Any]:
         """The view's CUDA array interface; there is none here."""
         raise AttributeError(f"memory on {self.device} has no CUDA array interface")
@@ -225,6 +229,10 @@ class Buffer:
         """The same view over the piece of memory that holds it; here there is but one."""
         return view
 
+    def part(self, first: int, nbytes: int, itemsize: int) -> Buffer:
+        """Some of the bytes, as memory of its own that is aligned for items of `itemsize`."""
+        return Buffer(self.root[first : first + nbytes], nbytes, itemsize)
+
     @property
     def unguarded(self) -> NDArray[np.uint8]:
         """`root` without its read-only flag, for a reader that insists on writable memory.
@@ -236,6 +244,21 @@ class Buffer:
             held = Held(_address(root), root.size, False, root)
             self._unguarded = np.asarray(held) if self.readonly else root
         return self._unguarded
+
+
+def aligned_zeros(nbytes: int, alignment: int) -> NDArray[np.uint8]:
+    """Zeroed memory that starts on a multiple of `alignment`, and of what XLA wants.
+
+    Raises:
+        MemoryError: there is not so much.
+    """
+    alignment = max(alignment, 64)  # XLA aliases addresses that are multiples of 64
+    try:
+        raw = np.zeros(nbytes + alignment, np.uint8)
+    except ValueError as error:  # which says that the size is beyond int64
+        raise MemoryError(*error.args) from None
+    first = -_address(raw) % alignment
+    return raw[first : first + nbytes]
 
 
 class Held:

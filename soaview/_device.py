@@ -51,6 +51,7 @@ class Memory(NamedTuple):
             waited for, or where a DLPack producer sees to it.
         export: what holds the memory, beside its owner.
         source: what speaks DLPack for it; None for a bare pointer.
+        first: byte of the source's memory at which this one starts.
     """
 
     address: int
@@ -61,6 +62,7 @@ class Memory(NamedTuple):
     stream: int | None = None
     export: object = None
     source: Any = None
+    first: int = 0
 
 
 class DeviceBuffer(Buffer):
@@ -108,6 +110,12 @@ class DeviceBuffer(Buffer):
         )
 
     wide = unguarded = root
+
+    def part(self, first: int, nbytes: int, itemsize: int) -> Buffer:
+        """Some of the bytes, as memory of its own that is aligned for items of `itemsize`."""
+        at = self.memory
+        part = at._replace(address=at.address + first, size=nbytes, first=at.first + first)
+        return type(self)(part, self.owner, nbytes, itemsize)
 
     def dlpack_device(self, view: View) -> tuple[int, int]:
         """DLPack's numbers for the device; who adopts managed memory calls it CUDA's."""
@@ -235,10 +243,9 @@ def torch_bytes(buffer: DeviceBuffer) -> Any:
     torch, source = sys.modules["torch"], buffer.memory.source
     try:
         if source is None:
-            whole = torch.as_tensor(Interface(buffer), device=buffer.device)
-        else:
-            whole = torch.from_dlpack(source)
-        return whole.reshape(-1).view(torch.uint8)[: buffer.nbytes]
+            return torch.as_tensor(Interface(buffer), device=buffer.device)
+        whole = torch.from_dlpack(source).reshape(-1).view(torch.uint8)
+        return whole[buffer.memory.first :][: buffer.nbytes]
     except (AssertionError, BufferError, RuntimeError, TypeError) as error:
         raise BufferError(f"torch does not take memory on {buffer.device}: {error}") from error
 
@@ -256,12 +263,13 @@ def _by_torch(buffer: DeviceBuffer, view: View) -> Any:
 def _by_cupy(buffer: DeviceBuffer, view: View) -> Any:
     cupy, source = sys.modules["cupy"], buffer.memory.source
     if source is None:
-        whole = cupy.asarray(Interface(buffer))
+        memory = cupy.asarray(Interface(buffer)).data
     else:
         whole = source if isinstance(source, cupy.ndarray) else cupy.from_dlpack(source)
-    check_address(whole.data.ptr, buffer)
+        memory = whole.data + buffer.memory.first
+    check_address(memory.ptr, buffer)
     strides = tuple(stride * view.itemsize for stride in view.strides)
-    memory = whole.data + view.byte_offset
+    memory = memory + view.byte_offset
     return cupy.ndarray(view.shape, numpy_dtype(view.dtype), memory, strides)
 
 

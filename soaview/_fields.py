@@ -19,7 +19,8 @@ def freeze(value: object, **attributes: object) -> None:
         object.__setattr__(value, name, attribute)
 
 
-def _check_name(kind: str, name: object) -> None:
+def check_name(kind: str, name: object) -> None:
+    """A name is a string, and not empty."""
     if not isinstance(name, str):
         raise TypeError(f"a {kind}'s name must be a string, got {name!r}")
     if not name:
@@ -71,7 +72,7 @@ class Column:
     def __init__(
         self, name: str, dtype: DTypeLike, shape: Sequence[int] = (), order: str = "F"
     ) -> None:
-        _check_name("column", name)
+        check_name("column", name)
         freeze(self, name=name, dtype=_check_dtype(name, dtype))
         if not isinstance(shape, (tuple, list)):
             raise TypeError(f"field {name!r}: shape must be a tuple such as (3,), got {shape!r}")
@@ -118,7 +119,7 @@ class Scalar:
     components: ClassVar[int] = 1
 
     def __init__(self, name: str, dtype: DTypeLike) -> None:
-        _check_name("scalar", name)
+        check_name("scalar", name)
         freeze(self, name=name, dtype=_check_dtype(name, dtype))
 
     @property

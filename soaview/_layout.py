@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ._buffer import INT64_MAX, ITEMSIZE, Buffer, check_rows, exact_int
+from ._buffer import INT64_MAX, ITEMSIZE, Buffer, aligned_zeros, check_rows, exact_int
 from ._device import held, located, pointed
 from ._fields import Column, Scalar, freeze
 from ._soa import SoA, pack
@@ -207,13 +207,10 @@ class Layout:
         """
         rows = check_rows(rows)
         nbytes = self._total(rows)
-        alignment = max(self.alignment, 64)  # XLA aliases addresses that are multiples of 64
         try:
-            raw = np.zeros(nbytes + alignment, np.uint8)
-        except (ValueError, MemoryError):  # a ValueError says that the size is beyond int64
+            return self.wrap(aligned_zeros(nbytes, self.alignment), rows)
+        except MemoryError:
             raise MemoryError(f"{rows} rows need {nbytes} bytes") from None
-        first = -raw.__array_interface__["data"][0] % alignment
-        return self.wrap(raw[first : first + nbytes], rows)
 
     def wrap(self, buffer: object, rows: int) -> SoA:
         """An SoA over memory that already holds one: no byte is copied.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from ._buffer import ITEMSIZE, Buffer, check_rows, exact_int, numpy_dtype, too_small
 from ._runs import runs
-from ._spec import Entry, Spec, Value
+from ._spec import Entry, Spec, Value, columns_of
 from ._views import Scattered, View, views, views_or_columns
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ class SoA:
         """As layout, rows and the memory's bytes, which protocol 5 may send out of band."""
         whole = self.rows == self.capacity and not self.buffer.piecewise
         memory = (self if whole else self._own()).buffer.root
-        sent = PickleBuffer(memory.data) if protocol >= 5 else memory.tobytes()
-        return _rebuilt, (self.layout, self.rows, sent)
+        return rebuilt, (self.layout, self.rows, sent(memory, protocol))
 
     def _own(self) -> SoA:
         soa = self.layout.allocate(self.rows)
@@ -185,11 +185,16 @@ def copy_rows(soa: SoA, source: Any, target: Any) -> None:
         to[:, : last - first] = of[:, first:last]
 
 
-def _rebuilt(layout: Layout, rows: int, memory: Any) -> SoA:
-    """What an SoA was pickled as, once more: over memory of its own, or over what came out of band.
+def sent(memory: NDArray[np.uint8], protocol: int) -> PickleBuffer | bytes:
+    """Memory as a pickle takes it."""
+    return PickleBuffer(memory.data) if protocol >= 5 else memory.tobytes()
 
-    Bytes and bytearrays, which the pickle itself holds, and memory that came to lie misaligned, are
-    copied.
+
+def rebuilt(layout: Any, rows: Any, memory: Any) -> Any:
+    """What was pickled as a layout (or blocks), rows and memory, once more.
+
+    It lies over memory of its own, or over what came out of band. Bytes and bytearrays, which the
+    pickle itself holds, and memory that came to lie misaligned, are copied.
     """
     if not isinstance(memory, (bytes, bytearray)):
         try:
@@ -291,13 +296,18 @@ def targets(
         TypeError: a wrong dtype.
     """
     found = views_or_columns(soa, spec)
+    check_writable(soa)
+    check_given(soa, spec, found, given)
+    return found
+
+
+def check_writable(soa: SoA) -> None:
+    """Raise where the memory is read-only."""
     if soa.readonly:
         raise BufferError(
             "the SoA's memory is read-only and cannot be written to; wrap memory that can: "
             'a file with numpy.memmap(mode="r+"), or a copy in layout.allocate(rows).buffer.root'
         )
-    check_given(soa, spec, found, given)
-    return found
 
 
 def check_given(
@@ -309,21 +319,8 @@ def check_given(
     """Whether tensors of these (shape, dtype, device) fit the places found for them."""
     if len(given) != len(found):
         raise ValueError(f"got {len(given)} tensors, but the spec has {len(found)}: {list(spec)}")
-    written: dict[str, str] = {}
-    for (name, entry), view, (shape, dtype, device) in zip(spec.items(), found, given, strict=True):
-        columns = [entry.name] if isinstance(entry, Value) else entry
-        for column in [columns] if isinstance(columns, str) else columns:
-            if column in written:
-                raise ValueError(
-                    f"tensor {name!r}: {column!r} would be written twice (also by tensor "
-                    f"{written[column]!r}); name every column once"
-                )
-            written[column] = name
-            if not isinstance(entry, Value) and not soa.layout.field(column).per_row:
-                raise ValueError(
-                    f"tensor {name!r}: scalar {column!r} has one value, not one per row; "
-                    f"write Value({column!r})"
-                )
+    check_columns(soa.layout, spec)
+    for (name, _), view, (shape, dtype, device) in zip(spec.items(), found, given, strict=True):
         if device != soa.device:
             raise ValueError(
                 f"tensor {name!r}: got device {device}, the SoA is on {soa.device}; "
@@ -341,6 +338,25 @@ def check_given(
                     f"write the valid ones, [:soa.rows]"
                 )
             raise ValueError(_wrong_shape(f"tensor {name!r}", shape, view.shape))
+
+
+@lru_cache(maxsize=256)
+def check_columns(layout: Layout, spec: Spec) -> None:
+    """Raise where the spec's tensors cannot all be written."""
+    written: dict[str, str] = {}
+    for name, entry in spec.items():
+        for column in columns_of(entry):
+            if column in written:
+                raise ValueError(
+                    f"tensor {name!r}: {column!r} would be written twice (also by tensor "
+                    f"{written[column]!r}); name every column once"
+                )
+            written[column] = name
+            if not isinstance(entry, Value) and not layout.field(column).per_row:
+                raise ValueError(
+                    f"tensor {name!r}: scalar {column!r} has one value, not one per row; "
+                    f"write Value({column!r})"
+                )
 
 
 def _wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) -> str:

@@ -129,6 +129,13 @@ def _entry(tensor: object, entry: Any) -> Entry:
     return tuple(entry)
 
 
+def columns_of(entry: Entry) -> tuple[str, ...]:
+    """The fields that an entry names."""
+    if isinstance(entry, Value):
+        return (entry.name,)
+    return (entry,) if isinstance(entry, str) else entry
+
+
 def no_such(what: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not there, with the closest one that is."""
     names = [other[:60] for other in itertools.islice(known, 1000)]  # for difflib is slow

@@ -168,22 +168,25 @@ def views_or_columns(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View
     """As `views`, but a tensor that no single view covers comes as its columns: to be gathered."""
     plan = _plan(soa, spec, padded)
     if not plan.scattered:
-        return [*views(soa, spec, padded=padded)]
+        found = plan.geometry(soa.capacity, soa.start, soa.rows)
+        return [View(*numbers, soa.buffer) for numbers in found]  # each passes the gate
     names = {tensor.name for _, tensor in plan.scattered}
     strided = views(soa, spec.subset(*(n for n in spec if n not in names)), padded=padded)
-    found: list[View | Scattered] = [*strided]
+    both: list[View | Scattered] = [*strided]
     for position, tensor in plan.scattered:
-        found.insert(position, _scatter(soa, tensor, padded))
-    return found
+        both.insert(position, _scatter(soa, tensor, padded))
+    return both
 
 
 def check_soa(soa: object) -> None:
     """Raise unless this is an SoA."""
     if not hasattr(soa, "capacity"):
-        raise TypeError(
-            f"soa must be an SoA, got {type(soa).__name__}; over memory that holds one, make it "
-            f"with layout.wrap(buffer, rows)"
+        how = (
+            "take one of the blocks, soas[name]"
+            if hasattr(soa, "buffer")
+            else "over memory that holds one, make it with layout.wrap(buffer, rows)"
         )
+        raise TypeError(f"soa must be an SoA, got {type(soa).__name__}; {how}")
 
 
 def _plan(soa: SoA, spec: Spec, padded: bool) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import starmap
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from soaview import SoA, Spec, View
-from soaview._buffer import exact_int, host_array
+from soaview import SoA, SoABlocks, Spec, View
+from soaview._buffer import Buffer, host_array
 from soaview._device import DeviceBuffer
 from soaview._runs import runs
 from soaview._soa import check_copy, check_given, targets
 from soaview._views import Scattered, check_soa, views_or_columns
 
 from ._tree import (
-    INT32_MAX,
     NARROW,
     Leaves,
     cut,
@@ -118,6 +117,15 @@ def arrays(
     with jax.ensure_compile_time_eval():
         aliases, copies = starmap(_alias, sources), iter(_copies(soa, spec, padded, copied))
         return [next(copies if obstacle else aliases) for obstacle in obstacles]
+
+
+def batch(soa: SoA, spec: Spec, first: jax.Array) -> list[jax.Array]:
+    """The arrays of a traced SoA's rows, counted from a traced `first` instead of from 0."""
+    found = views_or_columns(soa, spec)
+    if not x64():
+        for view in found:
+            _check_width(view)
+    return [cut(view, first) for view in found]
 
 
 def _check_width(view: View | Scattered) -> None:
@@ -278,33 +286,48 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
     """
     if not isinstance(arrays, (list, tuple)):
         raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
+    store(fitting(soa, spec, arrays))
+
+
+Fitting = list[tuple[View | Scattered, jax.Array]]
+
+
+def fitting(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> Fitting:
+    """Where each array goes, if all of them fit there."""
     found = targets(soa, spec, [_describe(number, array) for number, array in enumerate(arrays)])
-    buffer = soa.buffer
-    if isinstance(buffer, DeviceBuffer):
-        # What comes from the SoA itself could be changed by the first write before it is read.
+    return list(zip(found, arrays, strict=True))
+
+
+def store(found: Fitting) -> None:
+    """Write arrays that fit, all to one device, once all of them are there."""
+    # What comes from the memory itself could be changed by the first write before it is read.
+    buffers = {id(part.buffer): part.buffer for view, _ in found for part in _parts(view)}.values()
+    if all(isinstance(buffer, DeviceBuffer) for buffer in buffers):
         with jax.ensure_compile_time_eval():
-            values = [jnp.array(a) if _overlaps(a, buffer) else a for a in arrays]
-            for value in values:
-                value.block_until_ready()
-            for view, array in zip(found, values, strict=True):
-                if isinstance(view, Scattered):
-                    for number, part in enumerate(view.parts):
-                        buffer.fill(part, array[:, number])
-                else:
-                    buffer.fill(view, array)
+            arrays = [
+                jnp.array(array) if any(_overlaps(array, buffer) for buffer in buffers) else array
+                for _, array in found
+            ]
+            arrays = [array.block_until_ready() for array in arrays]
+            for (view, _), array in zip(found, arrays, strict=True):
+                for number, part in enumerate(_parts(view)):
+                    column = array[:, number] if isinstance(view, Scattered) else array
+                    part.buffer.fill(part, column)
         return
-    root = buffer.root
-    values = [np.asarray(array) for array in arrays]
-    values = [value.copy() if np.may_share_memory(value, root) else value for value in values]
-    for view, value in zip(found, values, strict=True):
-        if isinstance(view, Scattered):
-            for number, part in enumerate(view.parts):
-                part.numpy()[...] = value[:, number]
-        else:
-            view.numpy()[...] = value
+    values = [np.asarray(array) for _, array in found]
+    for number, value in enumerate(values):
+        if any(np.may_share_memory(value, buffer.root) for buffer in buffers):
+            values[number] = value.copy()
+    for (view, _), value in zip(found, values, strict=True):
+        for number, part in enumerate(_parts(view)):
+            part.numpy()[...] = value[:, number] if isinstance(view, Scattered) else value
 
 
-def _overlaps(array: jax.Array, buffer: DeviceBuffer) -> bool:
+def _parts(view: View | Scattered) -> Sequence[View]:
+    return view.parts if isinstance(view, Scattered) else [view]
+
+
+def _overlaps(array: jax.Array, buffer: Buffer) -> bool:
     if len(array.devices()) > 1:
         raise ValueError(
             f"an array is spread over {len(array.devices())} devices; gather it with "
@@ -374,7 +397,10 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
     )
 
 
-def to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
+Movable = TypeVar("Movable", SoA, SoABlocks)
+
+
+def to(soa: Movable, device: jax.Device | NamedSharding) -> Movable:
     """The SoA on another device, or split over those of a mesh, for the inside of `jit`.
 
     One transfer for each device and leaf, which is a run of neighbouring fields of one dtype;
@@ -382,7 +408,7 @@ def to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
     the result is in use.
 
     Args:
-        soa: any.
+        soa: any, or blocks of them.
         device: one of `jax.devices()`; or a sharding of the row axis alone:
             `NamedSharding(mesh, PartitionSpec("rows"))`.
 
@@ -397,6 +423,13 @@ def to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
     >>> to(soa, NamedSharding(mesh, PartitionSpec("rows")))
     SoA(2 rows, 128 bytes on cpu, read-only: x)
     """
+    if isinstance(soa, SoABlocks):
+        moved = {name: _to(block, device) for name, block in soa.items()}
+        return SoABlocks.of(soa.layout, moved, soa.rows)
+    return _to(soa, device)
+
+
+def _to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
     check_soa(soa)
     if isinstance(device, jax.Device):
         return from_leaves(soa.layout, soa.rows, jax.device_put(leaves(soa), device))
@@ -423,29 +456,6 @@ def to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
                 f"use soaview_jax.mask"
             )
     return from_leaves(soa.layout, soa.rows, jax.device_put(list(leaves(soa)), shardings))
-
-
-def mask(soa: SoA, count: jax.Array | int) -> jax.Array:
-    """Which of the SoA's rows are among the first `count`: bool, shape `(rows,)`.
-
-    For an SoA of a fixed row count of which `count` are valid: `jit` compiles once for all counts.
-
-    >>> from soaview import Column, Layout
-    >>> mask(Layout([Column("x", "float32")]).allocate(4), 3)
-    Array([ True,  True,  True, False], dtype=bool)
-    """
-    check_soa(soa)
-    if soa.rows > INT32_MAX and not x64():
-        raise ValueError(
-            f"JAX does not count to {soa.rows} rows while 64-bit types are switched off; switch "
-            f"them on"
-        )
-    if isinstance(count, jax.core.Tracer):
-        if count.shape or not jnp.issubdtype(count.dtype, jnp.integer):
-            raise TypeError(f"count must be one integer, got {count.dtype} of shape {count.shape}")
-    elif not 0 <= exact_int(count, "count") <= soa.rows:
-        raise ValueError(f"count must be between 0 and the SoA's {soa.rows} rows, got {count}")
-    return jnp.arange(soa.rows) < count
 
 
 def _check_kind(number: int, array: object) -> None:

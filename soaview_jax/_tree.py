@@ -19,7 +19,7 @@ from jax import lax
 from jax.tree_util import DictKey
 from numpy.typing import NDArray
 
-from soaview import Layout, SoA, View
+from soaview import Layout, SoA, SoABlocks, View
 from soaview._buffer import ITEMSIZE, Buffer, numpy_dtype
 from soaview._device import DeviceBuffer
 from soaview._runs import Run, runs
@@ -285,15 +285,22 @@ def from_leaves(layout: Layout, rows: int, leaves: Iterable[Any]) -> SoA:
     return SoA(layout, Leaves(layout, rows, tuple(leaves)), rows, 0, rows)
 
 
-def cut(view: View | Scattered) -> jax.Array:
-    """The view's array, cut from its leaf: for XLA to fuse into what reads it."""
+def cut(view: View | Scattered, shift: jax.Array | None = None) -> jax.Array:
+    """The view's array, cut from its leaf: for XLA to fuse into what reads it.
+
+    Its rows are those that `shift` more rows come before.
+    """
     if 0 in view.shape:
         return jnp.zeros(view.shape, view.dtype)
     found = []
     for place in _places(view):
         axes, numbers = place.in_memory()
         _check_shards(view, place)
-        block = lax.slice_in_dim(place.leaf, place.start, place.start + place.rows, axis=1)
+        if shift is None or not place.per_row:
+            block = lax.slice_in_dim(place.leaf, place.start, place.start + place.rows, axis=1)
+        else:  # before the columns are chosen, so that a batch costs no more than its own rows
+            first = place.start + shift
+            block = lax.dynamic_slice_in_dim(place.leaf, first, place.rows, axis=1)
         steps = {int(step) for step in np.diff(numbers)} or {1}
         if len(steps) == 1 and min(steps) > 0:
             block = lax.slice_in_dim(block, int(numbers[0]), int(numbers[-1]) + 1, *steps)
@@ -337,6 +344,7 @@ class _Place(NamedTuple):
         number: of the leaf.
         leaf: a matrix (components, padded rows).
         start, rows: the first one, and how many; a scalar has one.
+        per_row: whether it is no scalar.
         components: their numbers, in the shape of one row's element.
     """
 
@@ -344,6 +352,7 @@ class _Place(NamedTuple):
     leaf: Any
     start: int
     rows: int
+    per_row: bool
     components: NDArray[np.int64]
 
     def in_memory(self) -> tuple[list[int], NDArray[np.int64]]:
@@ -379,7 +388,8 @@ def _place(view: View) -> _Place:
         )
     width = run.shape[1]
     first, start = divmod(view.offset - run.offset // view.itemsize, width)
-    rows = view.shape[0] if view.strides and view.strides[0] else 1
+    per_row = bool(view.strides and view.strides[0])
+    rows = view.shape[0] if per_row else 1
     if start + rows > INT32_MAX and not x64():
         raise ValueError(
             f"tensor {view.name!r}: JAX does not count to row {start + rows} while 64-bit types "
@@ -388,7 +398,7 @@ def _place(view: View) -> _Place:
     components = np.full((), first)
     for length, step in zip(view.shape[1:], view.strides[1:], strict=True):
         components = np.add.outer(components, np.arange(length) * (step // width))
-    return _Place(number, leaf, start, rows, components)
+    return _Place(number, leaf, start, rows, per_row, components)
 
 
 def shards(sharding: jax.sharding.NamedSharding, axis: int) -> int:
@@ -420,6 +430,16 @@ def _unflatten(aux: Aux, children: Iterable[Any]) -> SoA:
     return from_leaves(*aux, children)
 
 
+def _blocks_flatten(soas: SoABlocks) -> tuple[list[tuple[DictKey, SoA]], Any]:
+    found = [(DictKey(name), soa) for name, soa in soas.items()]
+    return found, (soas.layout, tuple(soas.rows.items()))
+
+
+def _blocks_unflatten(aux: Any, children: Iterable[Any]) -> SoABlocks:
+    layout, rows = aux
+    return SoABlocks.of(layout, dict(zip(layout, children, strict=True)), dict(rows))
+
+
 def _to_bytes(aux: Aux) -> bytes:
     return json.dumps({"layout": aux[0].to_dict(), "rows": aux[1]}).encode()
 
@@ -430,6 +450,7 @@ def _from_bytes(data: bytes | bytearray) -> Aux:
 
 
 jax.tree_util.register_pytree_with_keys(SoA, _flatten_with_keys, _unflatten, _flatten)
+jax.tree_util.register_pytree_with_keys(SoABlocks, _blocks_flatten, _blocks_unflatten)
 jax.export.register_pytree_node_serialization(
     SoA,
     serialized_name="soaview.SoA",

@@ -1,6 +1,8 @@
 """PyTorch tensors over an SoA, without moving a byte."""
 
+from ._forward import forward
+from ._jagged import jagged
 from ._move import empty, to
 from ._tensors import tensors, write
 
-__all__ = ["empty", "tensors", "to", "write"]
+__all__ = ["empty", "forward", "jagged", "tensors", "to", "write"]

@@ -54,6 +54,11 @@ class Memory(dict[str, torch.Tensor]):
                 return False
         return True
 
+    @property
+    def version(self) -> int:
+        """Torch's count of the writes."""
+        return next(iter(self.values()))._version
+
     def alias(self, view: View) -> torch.Tensor:
         """The view's tensor."""
         return torch.as_strided(self[view.dtype], view.shape, view.strides, view.offset)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar, overload
 
 import torch
 
-from soaview import Layout, SoA
-from soaview._buffer import INT64_MAX, Buffer, check_rows
+from soaview import Blocks, Layout, SoA, SoABlocks
+from soaview._buffer import INT64_MAX, Buffer
 from soaview._device import DeviceBuffer
 from soaview._soa import copy_rows
 from soaview._views import check_soa
@@ -15,14 +17,26 @@ from soaview._views import check_soa
 from ._memory import Memory, memory_of
 
 
+@overload
 def empty(
-    layout: Layout, rows: int, *, device: torch.device | str = "cpu", pin_memory: bool = False
-) -> SoA:
-    """An SoA in memory of torch's, with whatever that holds.
+    layout: Layout, rows: int, *, device: torch.device | str = ..., pin_memory: bool = ...
+) -> SoA: ...
+@overload
+def empty(
+    layout: Blocks,
+    rows: Mapping[str, int],
+    *,
+    device: torch.device | str = ...,
+    pin_memory: bool = ...,
+) -> SoABlocks: ...
+def empty(
+    layout: Any, rows: Any, *, device: torch.device | str = "cpu", pin_memory: bool = False
+) -> Any:
+    """An SoA, or blocks of them, in memory of torch's, with whatever that holds.
 
     Args:
-        layout: the fields.
-        rows: how many.
+        layout: the fields, or the blocks.
+        rows: how many; of each block.
         device: where; `"cuda"` is torch's current one.
         pin_memory: memory of the host that a GPU copies from and to without waiting.
 
@@ -30,9 +44,8 @@ def empty(
     >>> empty(Layout([Column("pt", "float32")]), 3)
     SoA(3 rows, 128 bytes on cpu: pt)
     """
-    if not isinstance(layout, Layout):
-        raise TypeError(f"layout must be a Layout, got {type(layout).__name__}")
-    rows = check_rows(rows)
+    if not isinstance(layout, (Layout, Blocks)):
+        raise TypeError(f"layout must be a Layout or Blocks, got {type(layout).__name__}")
     nbytes = layout.nbytes(rows)
     if nbytes > INT64_MAX:
         raise MemoryError(f"{rows} rows need {nbytes} bytes")
@@ -50,13 +63,17 @@ def empty(
     return layout.wrap(memory[first : first + nbytes], rows)
 
 
-def to(soa: SoA, device: torch.device | str, *, non_blocking: bool = False) -> SoA:
+Movable = TypeVar("Movable", SoA, SoABlocks)
+
+
+def to(soa: Movable, device: torch.device | str, *, non_blocking: bool = False) -> Movable:
     """The SoA on another device: one transfer of its memory, and itself where it is there already.
 
-    Of a slice, its rows alone are moved; they are put together where they are, first.
+    Of a slice, its rows alone are moved; they are put together where they are, first. Blocks are
+    moved together.
 
     Args:
-        soa: any.
+        soa: any, or blocks of them.
         device: where to; `"cuda"` is torch's current one.
         non_blocking: return before the transfer is done, as torch's own `to` does: memory of the
             host must be pinned for that, and left alone until torch's stream has got there.
@@ -66,15 +83,16 @@ def to(soa: SoA, device: torch.device | str, *, non_blocking: bool = False) -> S
     >>> to(soa, "cpu") is soa
     True
     """
-    check_soa(soa)
+    if not isinstance(soa, SoABlocks):
+        check_soa(soa)
     target = torch.empty(0, device=device).device  # with its number
     if str(target) == soa.device:
         return soa
-    if soa.buffer.piecewise:
+    if (soa if isinstance(soa, SoABlocks) else soa.buffer).piecewise:
         soa = copy.deepcopy(soa)
     with torch.inference_mode(False), torch.no_grad():
         source = _bytes(soa.buffer)
-        if soa.rows != soa.capacity:
+        if isinstance(soa, SoA) and soa.rows != soa.capacity:
             part = _bytes(empty(soa.layout, soa.rows, device=source.device).buffer)
             copy_rows(soa, source, part)
             source = part

@@ -63,7 +63,8 @@ def test_adapters_do_not_see_each_other():
 def test_public_names():
     """The public door is what it is."""
     assert soaview.__all__ == [
-        "Column", "Layout", "Scalar", "SoA", "Spec", "Value", "View", "views",
+        "Blocks", "Column", "Layout", "Scalar", "SoA", "SoABlocks", "Spec", "Value", "View",
+        "views",
     ]  # fmt: skip
     assert all(hasattr(soaview, name) for name in soaview.__all__)
 

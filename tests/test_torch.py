@@ -391,7 +391,7 @@ def test_empty(rows):
         assert soa.buffer.address % max(alignment, 64) == 0
         write(soa, Spec(x="x"), [torch.ones(rows)])
         assert (soa["x"] == 1).all()
-    with pytest.raises(TypeError, match="layout must be a Layout, got int"):
+    with pytest.raises(TypeError, match="layout must be a Layout or Blocks, got int"):
         empty(3, LAYOUT)
     with pytest.raises(ValueError, match="rows must not be negative"):
         empty(LAYOUT, -1)
@@ -595,4 +595,4 @@ def test_every_call_waits():
 
 def test_public_names():
     """The public door is what it is."""
-    assert soaview_torch.__all__ == ["empty", "tensors", "to", "write"]
+    assert soaview_torch.__all__ == ["empty", "forward", "jagged", "tensors", "to", "write"]

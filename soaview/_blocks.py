@@ -1,0 +1,249 @@
+"""Several SoAs in one buffer, one laid after another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ._buffer import Buffer, aligned_zeros, check_rows
+from ._device import held
+from ._fields import check_name, freeze
+from ._layout import Layout
+from ._soa import SoA, rebuilt, sent
+from ._spec import no_such
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
+class Blocks(Mapping[str, Layout]):
+    """Layouts by name, for SoAs that lie one after another in one buffer, each with its own rows.
+
+    A block starts where the one before it ends, which is on an aligned byte. This is how the CMS
+    experiment's SoA blocks lie
+    (https://github.com/cms-sw/cmssw/tree/master/DataFormats/SoATemplate).
+
+    Args:
+        layouts: of the blocks, in memory order; all of one alignment.
+
+    Raises:
+        TypeError, ValueError: no blocks, a bad name, something that is no layout, two alignments.
+
+    >>> from soaview import Column
+    >>> tracks = Layout([Column("pt", "float32")])
+    >>> hits = Layout([Column("x", "float32"), Column("track", "int32")])
+    >>> blocks = Blocks({"tracks": tracks, "hits": hits})
+    >>> blocks.nbytes({"tracks": 10, "hits": 40})
+    640
+    >>> blocks.offset("hits", {"tracks": 10, "hits": 40})
+    128
+    """
+
+    layouts: dict[str, Layout]
+    alignment: int
+
+    def __init__(self, layouts: Mapping[str, Layout]) -> None:
+        if not isinstance(layouts, Mapping):
+            raise TypeError(f"blocks are a mapping from name to Layout, got {layouts!r:.60}")
+        if not layouts:
+            raise ValueError("blocks need at least one layout")
+        for name, layout in layouts.items():
+            check_name("block", name)
+            if not isinstance(layout, Layout):
+                raise TypeError(f"block {name!r} must be a Layout, got {layout!r:.60}")
+        (first, one), *others = layouts.items()
+        for name, layout in others:
+            if layout.alignment != one.alignment:
+                raise ValueError(
+                    f"blocks need one alignment: {first!r} has {one.alignment}, {name!r} has "
+                    f"{layout.alignment}"
+                )
+        freeze(self, layouts=dict(layouts), alignment=one.alignment)
+
+    def __getitem__(self, name: str) -> Layout:
+        if not isinstance(name, str) or name not in self.layouts:
+            raise KeyError(no_such("block", name, self.layouts))
+        return self.layouts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layouts)
+
+    def __len__(self) -> int:
+        return len(self.layouts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Blocks):
+            return NotImplemented
+        return list(self.items()) == list(other.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.layouts.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Blocks, (self.layouts,)
+
+    def __repr__(self) -> str:
+        return f"Blocks({self.layouts!r})"
+
+    def nbytes(self, rows: Mapping[str, int]) -> int:
+        """Bytes of the whole buffer, at so many rows of each block."""
+        counts = self._rows(rows)
+        return sum(layout.nbytes(counts[name]) for name, layout in self.items())
+
+    def offset(self, name: str, rows: Mapping[str, int]) -> int:
+        """Byte at which a block starts.
+
+        Raises:
+            KeyError: no such block.
+        """
+        self[name]
+        return self._places(self._rows(rows))[name][0]
+
+    def allocate(self, rows: Mapping[str, int]) -> SoABlocks:
+        """Zeroed SoAs in one buffer, aligned in memory.
+
+        Raises:
+            KeyError, TypeError, ValueError: a row count that is missing, or of no block, or bad.
+            MemoryError: with the bytes that were needed.
+
+        >>> from soaview import Column
+        >>> blocks = Blocks({"tracks": Layout([Column("pt", "float32")])})
+        >>> blocks.allocate({"tracks": 3})["tracks"]["pt"]
+        array([0., 0., 0.], dtype=float32)
+        """
+        nbytes = self.nbytes(rows)
+        try:
+            return self.wrap(aligned_zeros(nbytes, self.alignment), rows)
+        except MemoryError:
+            raise MemoryError(f"blocks of {dict(rows)} rows need {nbytes} bytes") from None
+
+    def wrap(self, buffer: object, rows: Mapping[str, int]) -> SoABlocks:
+        """SoAs over memory that already holds them: no byte is copied.
+
+        Args:
+            buffer: as `Layout.wrap` takes it.
+            rows: of each block, as the buffer was laid out for.
+
+        Raises:
+            As `Layout.wrap`, and KeyError: a row count that is missing, or of no block.
+        """
+        counts = self._rows(rows)
+        widest = max(layout.sizes[-1] for layout in self.values())
+        return SoABlocks(self, counts, held(buffer, self.nbytes(counts), widest))
+
+    def _rows(self, rows: Mapping[str, int]) -> dict[str, int]:
+        if not isinstance(rows, Mapping):
+            raise TypeError(f"rows must be a mapping from block to row count, got {rows!r:.60}")
+        for name in rows:
+            self[name]
+        if missing := [name for name in self if name not in rows]:
+            raise KeyError(f"no row count for block {', '.join(map(repr, missing))}")
+        return {name: check_rows(rows[name]) for name in self}
+
+    def _places(self, rows: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """Of each block the first byte, and how many there are."""
+        found, first = {}, 0
+        for name, layout in self.items():
+            nbytes = layout.nbytes(rows[name])
+            found[name] = first, nbytes
+            first += nbytes
+        return found
+
+
+class SoABlocks(Mapping[str, SoA]):
+    """SoAs by name in one buffer, made by `Blocks.allocate` or `Blocks.wrap`.
+
+    Each of them is an SoA like any other. Pickles and copies are those of the whole buffer, and so
+    are transfers to another device.
+
+    >>> from soaview import Column
+    >>> layout = Layout([Column("pt", "float32")])
+    >>> event = Blocks({"tracks": layout, "hits": layout}).allocate({"tracks": 2, "hits": 3})
+    >>> event["hits"]["pt"][:] = 1
+    >>> event["tracks"]["pt"], event.buffer.root.view("float32").sum()
+    (array([0., 0.], dtype=float32), np.float32(3.0))
+
+    Attributes:
+        layout: the Blocks.
+        rows: of each block.
+    """
+
+    __slots__ = ("__weakref__", "_buffer", "_soas", "layout", "rows")
+
+    def __init__(self, layout: Blocks, rows: dict[str, int], memory: Buffer) -> None:
+        self.layout = layout
+        self.rows = rows
+        self._buffer: Buffer | None = memory
+        self._soas = {}
+        for name, (first, nbytes) in layout._places(rows).items():
+            part = memory.part(first, nbytes, layout[name].sizes[-1])
+            self._soas[name] = SoA(layout[name], part, rows[name], 0, rows[name])
+
+    @classmethod
+    def of(cls, layout: Blocks, soas: dict[str, SoA], rows: dict[str, int]) -> SoABlocks:
+        """Blocks that do not lie in one buffer, such as JAX makes them."""
+        found = cls.__new__(cls)
+        found.layout, found.rows, found._soas, found._buffer = layout, rows, soas, None
+        return found
+
+    @property
+    def piecewise(self) -> bool:
+        """Whether they do not lie in one buffer."""
+        return self._buffer is None
+
+    @property
+    def buffer(self) -> Buffer:
+        """The memory of all blocks."""
+        if self._buffer is None:
+            raise BufferError(
+                "JAX made these SoAs, and they are not in one buffer; copy.deepcopy puts them in "
+                "one on the host"
+            )
+        return self._buffer
+
+    @property
+    def device(self) -> str:
+        """Where the memory is."""
+        return "+".join(sorted({soa.device for soa in self.values()}))
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the memory refuses writes."""
+        return any(soa.readonly for soa in self.values())
+
+    def __getitem__(self, name: str) -> SoA:
+        self.layout[name]
+        return self._soas[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._soas)
+
+    def __len__(self) -> int:
+        return len(self._soas)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __setitem__(self, key: object, value: object) -> NoReturn:
+        raise TypeError("write through the view: soas[block][column][...] = values")
+
+    def __copy__(self) -> SoABlocks:
+        """The same memory once more."""
+        if self._buffer is None:
+            return self.of(self.layout, self._soas, self.rows)
+        return SoABlocks(self.layout, self.rows, self._buffer)
+
+    def __deepcopy__(self, memo: object) -> SoABlocks:
+        """Memory of its own with the same values."""
+        own = self.layout.allocate(self.rows)
+        for name, soa in self.items():
+            own[name].buffer.root[...] = copy.deepcopy(soa).buffer.root
+        return own
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """As layout, rows and the memory's bytes, which protocol 5 may send out of band."""
+        soas = copy.deepcopy(self) if self._buffer is None else self
+        return rebuilt, (self.layout, self.rows, sent(soas.buffer.root, protocol))
+
+    def __repr__(self) -> str:
+        return f"SoABlocks({', '.join(f'{name}: {soa!r}' for name, soa in self.items())})"

@@ -1,0 +1,30 @@
+"""Rows that belong to events: which offsets, or counts, may cut them."""
+
+from __future__ import annotations
+
+
+def check_cuts(offsets: object, counts: object) -> None:
+    """One of the two is given."""
+    if (offsets is None) == (counts is None):
+        raise TypeError("pass either offsets, one more than there are events, or counts=")
+
+
+def check_kind(what: str, shape: tuple[int, ...], integer: bool, dtype: object) -> None:
+    """Offsets and counts are integers, along one axis."""
+    if len(shape) != 1 or not integer:
+        raise TypeError(f"{what} must be integers along one axis, got {dtype} of shape {shape}")
+    if what == "offsets" and shape == (0,):
+        raise ValueError("offsets are empty: there is one more than there are events")
+
+
+def check_offsets(rows: int, first: int, last: int, shortest: int, *, all_rows: bool) -> None:
+    """Events start at row 0, follow each other, and end with the last row (or before it)."""
+    if first != 0:
+        raise ValueError(f"offsets must start at row 0, got {first}")
+    if shortest < 0:
+        raise ValueError(f"events cannot have fewer than 0 rows, got {shortest}")
+    if last > rows or (all_rows and last < rows):
+        raise ValueError(
+            f"the events have {last} rows, the SoA has {rows}; "
+            + (f"take its slice, soa[:{last}]" if last < rows else "are they those of another SoA?")
+        )

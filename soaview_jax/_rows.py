@@ -1,0 +1,84 @@
+"""Which of an SoA's rows count, and which belong together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from soaview import SoA
+from soaview._buffer import exact_int
+from soaview._ragged import check_cuts, check_kind, check_offsets
+from soaview._views import check_soa
+
+from ._tree import INT32_MAX, x64
+
+
+def mask(soa: SoA, count: jax.Array | int) -> jax.Array:
+    """Which of the SoA's rows are among the first `count`: bool, shape `(rows,)`.
+
+    For an SoA of a fixed row count of which `count` are valid: `jit` compiles once for all counts.
+
+    >>> from soaview import Column, Layout
+    >>> mask(Layout([Column("x", "float32")]).allocate(4), 3)
+    Array([ True,  True,  True, False], dtype=bool)
+    """
+    _check_count(soa)
+    if isinstance(count, jax.core.Tracer):
+        if count.shape or not jnp.issubdtype(count.dtype, jnp.integer):
+            raise TypeError(f"count must be one integer, got {count.dtype} of shape {count.shape}")
+    elif not 0 <= exact_int(count, "count") <= soa.rows:
+        raise ValueError(f"count must be between 0 and the SoA's {soa.rows} rows, got {count}")
+    return jnp.arange(soa.rows) < count
+
+
+def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> jax.Array:
+    """To which event each row belongs: int32, shape `(rows,)`, for `jax.ops.segment_sum`.
+
+    Rows that come after the last event get the number of events, which `segment_sum` and the like
+    leave out when they are told `num_segments`. In a function under `jit` the offsets may be
+    traced, and are not checked then.
+
+    Args:
+        soa: one row for each hit, muon, ...
+        offsets: integers: event i has the rows from `offsets[i]` to `offsets[i + 1]`; the first is
+            0, the last at most the SoA's row count.
+        counts: instead, how many rows each event has.
+
+    Raises:
+        TypeError, ValueError: offsets that are no integers, or do not cut the rows into events.
+
+    >>> from soaview import Column, Layout
+    >>> soa = Layout([Column("pt", "float32")]).pack({"pt": [1.0, 2.0, 3.0]})
+    >>> segments(soa, counts=[2, 0, 1])
+    Array([0, 0, 2], dtype=int32)
+    """
+    check_cuts(offsets, counts)
+    _check_count(soa)
+    given = counts if offsets is None else offsets
+    given = given if isinstance(given, jax.Array) else np.asarray(given)
+    integer = jnp.issubdtype(given.dtype, jnp.integer)
+    check_kind("counts" if offsets is None else "offsets", given.shape, integer, given.dtype)
+    if not isinstance(given, jax.core.Tracer):
+        host = np.asarray(given).astype(np.int64)
+        host = np.concatenate([[0], host.cumsum()]) if offsets is None else host
+        steps = np.diff(host)
+        edges = int(host[0]), int(host[-1]), int(steps.min(initial=0))
+        check_offsets(soa.rows, *edges, all_rows=False)
+        ends: Any = host[1:]
+    else:
+        ends = given[1:] if counts is None else given.cumsum()
+    # A row's event is the number of those that have ended before it.
+    ended = jnp.zeros(soa.rows, jnp.int32).at[jnp.asarray(ends)].add(1, mode="drop")
+    return ended.cumsum(dtype=jnp.int32)
+
+
+def _check_count(soa: SoA) -> None:
+    check_soa(soa)
+    if soa.rows > INT32_MAX and not x64():
+        raise ValueError(
+            f"JAX does not count to {soa.rows} rows while 64-bit types are switched off; switch "
+            f"them on"
+        )
