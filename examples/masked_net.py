@@ -1,4 +1,4 @@
-"""MaskedNet: columns, masked by a vector column and by a scalar: `python examples/masked_net.py`."""
+"""MaskedNet: columns and two masks, a vector and a scalar. Run: `python examples/masked_net.py`."""
 
 from __future__ import annotations
 

@@ -245,7 +245,9 @@ def torch_bytes(buffer: DeviceBuffer) -> Any:
         if source is None:
             return torch.as_tensor(Interface(buffer), device=buffer.device)
         whole = torch.from_dlpack(source).reshape(-1).view(torch.uint8)
-        return whole[buffer.memory.first :][: buffer.nbytes]
+        part = whole[buffer.memory.first :][: buffer.nbytes]
+        # `as_strided` counts from where the storage starts, so that a part needs one of its own.
+        return torch.from_dlpack(part) if part.storage_offset() else part
     except (AssertionError, BufferError, RuntimeError, TypeError) as error:
         raise BufferError(f"torch does not take memory on {buffer.device}: {error}") from error
 

@@ -17,14 +17,25 @@ def check_kind(what: str, shape: tuple[int, ...], integer: bool, dtype: object) 
         raise ValueError("offsets are empty: there is one more than there are events")
 
 
+def check_numbers(what: str, rows: int, least: int, most: int) -> None:
+    """All of them lie among the rows, so that differences and sums of them are exact."""
+    for number in (least, most):
+        if not 0 <= number <= rows:
+            raise ValueError(
+                f"{what} must be between 0 and the SoA's {rows} rows, got {number}; are they those "
+                f"of another SoA?"
+            )
+
+
 def check_offsets(rows: int, first: int, last: int, shortest: int, *, all_rows: bool) -> None:
     """Events start at row 0, follow each other, and end with the last row (or before it)."""
     if first != 0:
         raise ValueError(f"offsets must start at row 0, got {first}")
     if shortest < 0:
-        raise ValueError(f"events cannot have fewer than 0 rows, got {shortest}")
-    if last > rows or (all_rows and last < rows):
+        raise ValueError(f"offsets must not decrease, got a step of {shortest}")
+    if last > rows:
+        raise ValueError(f"the events have {last} rows, the SoA has {rows}")
+    if all_rows and last < rows:
         raise ValueError(
-            f"the events have {last} rows, the SoA has {rows}; "
-            + (f"take its slice, soa[:{last}]" if last < rows else "are they those of another SoA?")
+            f"the events have {last} rows, the SoA has {rows}; take its slice, soa[:{last}]"
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from soaview import SoA
 from soaview._buffer import exact_int
-from soaview._ragged import check_cuts, check_kind, check_offsets
+from soaview._ragged import check_cuts, check_kind, check_numbers, check_offsets
 from soaview._views import check_soa
 
 from ._tree import INT32_MAX, x64
@@ -57,21 +57,21 @@ def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> jax.Array:
     """
     check_cuts(offsets, counts)
     _check_count(soa)
-    given = counts if offsets is None else offsets
+    what, given = ("counts", counts) if offsets is None else ("offsets", offsets)
     given = given if isinstance(given, jax.Array) else np.asarray(given)
-    integer = jnp.issubdtype(given.dtype, jnp.integer)
-    check_kind("counts" if offsets is None else "offsets", given.shape, integer, given.dtype)
-    if not isinstance(given, jax.core.Tracer):
-        host = np.asarray(given).astype(np.int64)
-        host = np.concatenate([[0], host.cumsum()]) if offsets is None else host
-        steps = np.diff(host)
-        edges = int(host[0]), int(host[-1]), int(steps.min(initial=0))
-        check_offsets(soa.rows, *edges, all_rows=False)
-        ends: Any = host[1:]
+    integer = not given.size or jnp.issubdtype(given.dtype, jnp.integer)
+    check_kind(what, given.shape, integer, given.dtype)
+    if isinstance(given, jax.core.Tracer):
+        ends = given.cumsum() if offsets is None else given[1:]
     else:
-        ends = given[1:] if counts is None else given.cumsum()
+        host = np.asarray(given).astype(np.int64)
+        check_numbers(what, soa.rows, host.min(initial=0), host.max(initial=0))
+        host = np.concatenate([[0], host.cumsum()]) if offsets is None else host
+        shortest = np.diff(host).min(initial=0)
+        check_offsets(soa.rows, host[0], host[-1], shortest, all_rows=False)
+        ends = jnp.asarray(host[1:])
     # A row's event is the number of those that have ended before it.
-    ended = jnp.zeros(soa.rows, jnp.int32).at[jnp.asarray(ends)].add(1, mode="drop")
+    ended = jnp.zeros(soa.rows, jnp.int32).at[ends].add(1, mode="drop")
     return ended.cumsum(dtype=jnp.int32)
 
 

@@ -19,7 +19,7 @@ from jax import lax
 from jax.tree_util import DictKey
 from numpy.typing import NDArray
 
-from soaview import Layout, SoA, SoABlocks, View
+from soaview import Blocks, Layout, SoA, SoABlocks, View
 from soaview._buffer import ITEMSIZE, Buffer, numpy_dtype
 from soaview._device import DeviceBuffer
 from soaview._runs import Run, runs
@@ -430,12 +430,15 @@ def _unflatten(aux: Aux, children: Iterable[Any]) -> SoA:
     return from_leaves(*aux, children)
 
 
-def _blocks_flatten(soas: SoABlocks) -> tuple[list[tuple[DictKey, SoA]], Any]:
+BlocksAux = tuple[Blocks, tuple[tuple[str, int], ...]]
+
+
+def _blocks_flatten(soas: SoABlocks) -> tuple[list[tuple[DictKey, SoA]], BlocksAux]:
     found = [(DictKey(name), soa) for name, soa in soas.items()]
     return found, (soas.layout, tuple(soas.rows.items()))
 
 
-def _blocks_unflatten(aux: Any, children: Iterable[Any]) -> SoABlocks:
+def _blocks_unflatten(aux: BlocksAux, children: Iterable[Any]) -> SoABlocks:
     layout, rows = aux
     return SoABlocks.of(layout, dict(zip(layout, children, strict=True)), dict(rows))
 
@@ -449,11 +452,26 @@ def _from_bytes(data: bytes | bytearray) -> Aux:
     return Layout.from_dict(found["layout"]), found["rows"]
 
 
+def _blocks_to_bytes(aux: BlocksAux) -> bytes:
+    layouts = {name: layout.to_dict() for name, layout in aux[0].items()}
+    return json.dumps({"layouts": layouts, "rows": dict(aux[1])}).encode()
+
+
+def _blocks_from_bytes(data: bytes | bytearray) -> BlocksAux:
+    found = json.loads(data)
+    layouts = {name: Layout.from_dict(layout) for name, layout in found["layouts"].items()}
+    return Blocks(layouts), tuple(found["rows"].items())
+
+
 jax.tree_util.register_pytree_with_keys(SoA, _flatten_with_keys, _unflatten, _flatten)
 jax.tree_util.register_pytree_with_keys(SoABlocks, _blocks_flatten, _blocks_unflatten)
-jax.export.register_pytree_node_serialization(
-    SoA,
-    serialized_name="soaview.SoA",
-    serialize_auxdata=_to_bytes,
-    deserialize_auxdata=_from_bytes,
-)
+for _kind, _to, _from in (
+    (SoA, _to_bytes, _from_bytes),
+    (SoABlocks, _blocks_to_bytes, _blocks_from_bytes),
+):
+    jax.export.register_pytree_node_serialization(
+        _kind,
+        serialized_name=f"soaview.{_kind.__name__}",
+        serialize_auxdata=_to,
+        deserialize_auxdata=_from,
+    )

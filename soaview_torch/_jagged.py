@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from soaview import SoA, Spec
-from soaview._ragged import check_cuts, check_kind, check_offsets
+from soaview._ragged import check_cuts, check_kind, check_numbers, check_offsets
 
 from ._tensors import tensors
 
@@ -46,18 +46,20 @@ def jagged(
         if not tensor.ndim:
             raise ValueError(f"tensor {name!r} is one value, and has no rows; leave it out")
     device = found[0].device if found else None
+    what = "counts" if offsets is None else "offsets"
     given = torch.as_tensor(counts if offsets is None else offsets, device=device)
-    integer = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-    check_kind("counts" if offsets is None else "offsets", tuple(given.shape), integer, given.dtype)
+    real = given.is_floating_point() or given.is_complex() or given.dtype == torch.bool
+    check_kind(what, tuple(given.shape), given.numel() == 0 or not real, given.dtype)
     with torch.inference_mode(False), torch.no_grad():
-        cuts = given.to(torch.int64, copy=True)
-        if offsets is None:
-            cuts = torch.nn.functional.pad(cuts.cumsum(0), (1, 0))
-        steps = cuts.diff()
-        shortest, longest = steps.aminmax() if len(steps) else (steps.sum(), steps.sum())
-        first, last, least, most = torch.stack([cuts[0], cuts[-1], shortest, longest]).tolist()
-    check_offsets(soa.rows, first, last, least, all_rows=True)
+        given = given.to(torch.int64, copy=True)
+        none = given.new_zeros(1)
+        cuts = given if counts is None else torch.cat([none, given.cumsum(0)])
+        steps = torch.cat([none, cuts.diff()]) if len(cuts) < 2 else cuts.diff()
+        edges = [*torch.cat([given, none]).aminmax(), cuts[0], cuts[-1], *steps.aminmax()]
+        low, high, first, last, shortest, longest = torch.stack(edges).tolist()
+    check_numbers(what, soa.rows, low, high)
+    check_offsets(soa.rows, first, last, shortest, all_rows=True)
     return [
-        torch.nested.nested_tensor_from_jagged(t, cuts, min_seqlen=least, max_seqlen=most)
+        torch.nested.nested_tensor_from_jagged(t, cuts, min_seqlen=shortest, max_seqlen=longest)
         for t in found
     ]

@@ -1,0 +1,179 @@
+"""Several SoAs in one buffer."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from cases import IMAGES
+
+from soaview import Blocks, Column, Layout, Scalar, SoABlocks, Spec, views
+from soaview._device import DeviceBuffer, Memory
+
+TRACKS = Layout([Column("pt", "float32"), Scalar("n", "int32"), Column("cov", "float32", (2, 2))])
+HITS = Layout([Column("x", "float64", (3,)), Column("track", "int16")])
+BLOCKS = Blocks({"tracks": TRACKS, "hits": HITS, "more": TRACKS})
+ROWS = {"tracks": 33, "hits": 70, "more": 0}
+
+
+def filled():
+    event = BLOCKS.allocate(ROWS)
+    event["tracks"]["pt"][:] = np.arange(33)
+    event["hits"]["x"][...] = np.arange(210).reshape(70, 3)
+    return event
+
+
+def test_blocks_follow_each_other():
+    """Each block is laid out as its layout says, from where the one before it ends."""
+    # tracks: 2 * 128 for pt, 128 for n, 4 * 256 for cov; hits: 3 * 640 for x, 256 for track.
+    assert [BLOCKS.offset(name, ROWS) for name in BLOCKS] == [0, 1408, 1408 + 2176]
+    assert BLOCKS.nbytes(ROWS) == 1408 + 2176 + 128
+    event = filled()
+    assert event.buffer.nbytes == BLOCKS.nbytes(ROWS)
+    assert event.buffer.address % 128 == 0
+    for name, soa in event.items():
+        assert soa.layout is BLOCKS[name]
+        assert soa.buffer.address == event.buffer.address + BLOCKS.offset(name, ROWS)
+        assert (len(soa), soa.buffer.nbytes) == (ROWS[name], BLOCKS[name].nbytes(ROWS[name]))
+    x = event.buffer.root[1408:][: 3 * 640].view("float64").reshape(3, 80)
+    np.testing.assert_array_equal(x[:, :70].T, event["hits"]["x"])
+
+
+def test_golden_images_as_blocks():
+    """Two images that C++ classes wrote, one after another, are read as two blocks."""
+    one, other = (image for image in IMAGES if image.rows == 33 and image.name in NAMES)
+    memory = np.concatenate([one.memory(), other.memory()])
+    blocks = Blocks({"a": one.layout, "b": other.layout})
+    event = blocks.wrap(memory, {"a": 33, "b": 33})
+    for name, image in (("a", one), ("b", other)):
+        for number, field in enumerate(image.layout.fields):
+            wanted = image.expected(number)
+            np.testing.assert_array_equal(
+                event[name][field.name], np.broadcast_to(wanted, event[name][field.name].shape)
+            )
+
+
+NAMES = sorted({image.name for image in IMAGES if image.rows == 33})[:2]
+
+
+def test_wrapped_memory():
+    """Nothing is copied; the memory's export is held; read-only memory stays so."""
+    memory = bytearray(BLOCKS.nbytes(ROWS) + 100)
+    event = BLOCKS.wrap(memory, ROWS)
+    event["hits"]["track"][:] = 7
+    assert memory.count(7) == 70
+    with pytest.raises(BufferError):
+        memory.clear()
+    hits = event["hits"]
+    del event
+    with pytest.raises(BufferError):
+        memory.clear()
+    del hits
+    memory.clear()
+    event = BLOCKS.wrap(bytes(BLOCKS.nbytes(ROWS)), ROWS)
+    assert event.readonly
+    assert all(soa.readonly for soa in event.values())
+
+
+def test_a_view_stays_in_its_block():
+    """A block's memory ends where it ends, not where the buffer does."""
+    event = filled()
+    [view] = views(event["tracks"], Spec(pt="pt"))
+    assert view.buffer.nbytes == 1408
+    with pytest.raises(ValueError, match="do not lie inside"):
+        type(view)("t", "float32", 4, (1408 // 4 + 1,), (1,), 0, view.buffer)
+
+
+def test_device_memory():
+    """Blocks of a device's memory know where they are, without its being read."""
+    memory = Memory(2**20, BLOCKS.nbytes(ROWS), False, 2, 1)
+    event = SoABlocks(BLOCKS, ROWS, DeviceBuffer(memory, None, memory.size, 8))
+    assert event.device == "cuda:1"
+    [view] = views(event["hits"], Spec(track="track"))
+    assert view.address == 2**20 + 1408 + 3 * 640
+    assert view.__cuda_array_interface__["data"] == (view.address, False)
+    part = event["hits"].buffer.part(640, 640, 8).memory
+    assert (part.address, part.first, part.size) == (2**20 + 1408 + 640, 1408 + 640, 640)
+
+
+def test_copies_and_pickles():
+    """The whole buffer goes at once; of protocol 5 as one buffer, out of band."""
+    event = filled()
+    copies = [copy.deepcopy(event), *(pickle.loads(pickle.dumps(event, p)) for p in (2, 4, 5))]
+    for other in copies:
+        assert (other.layout, other.rows) == (BLOCKS, ROWS)
+        np.testing.assert_array_equal(other["hits"]["x"], event["hits"]["x"])
+        other["hits"]["x"][...] = 0
+    assert event["hits"]["x"].any()
+    buffers = []
+    stream = pickle.dumps(event, 5, buffer_callback=buffers.append)
+    assert len(buffers) == 1
+    assert pickle.loads(stream, buffers=buffers).buffer.address == event.buffer.address
+    same = copy.copy(event)
+    assert same.buffer is event.buffer
+    assert same is not event
+    assert pickle.loads(pickle.dumps(BLOCKS)) == BLOCKS
+
+
+def test_a_mapping():
+    """Blocks are found by name, in memory order; they are immutable, and compared by value."""
+    event = filled()
+    assert list(event) == list(BLOCKS) == ["tracks", "hits", "more"]
+    assert (len(event), len(BLOCKS)) == (3, 3)
+    assert "hits" in event
+    assert "hit" not in event
+    assert event == event
+    assert event != filled()
+    assert Blocks(dict(BLOCKS)) == BLOCKS
+    assert hash(BLOCKS) == hash(Blocks(dict(BLOCKS)))
+    assert Blocks({"hits": HITS, "tracks": TRACKS, "more": TRACKS}) != BLOCKS
+    assert BLOCKS != 1
+    assert repr(event).startswith("SoABlocks(tracks: SoA(33 rows, 1408 bytes on cpu: pt, n, cov)")
+    assert repr(Blocks({"a": HITS})) == f"Blocks({{'a': {HITS!r}}})"
+    with pytest.raises(AttributeError):
+        BLOCKS.alignment = 64
+    with pytest.raises(TypeError, match="write through the view"):
+        event["hits"] = event["tracks"]
+    with pytest.raises(KeyError, match="no block 'hit'; did you mean 'hits'"):
+        event["hit"]
+    with pytest.raises(KeyError, match="no block 5"):
+        BLOCKS[5]
+    with pytest.raises(TypeError, match="got SoABlocks; take one of the blocks"):
+        views(event, Spec(pt="pt"))
+
+
+def test_bad_blocks():
+    """What is no set of blocks, or no row counts, is refused by name."""
+    for layouts, error, match in (
+        ([HITS], TypeError, "a mapping from name to Layout"),
+        ({}, ValueError, "at least one layout"),
+        ({"": HITS}, ValueError, "must not be empty"),
+        ({3: HITS}, TypeError, "block's name must be a string, got 3"),
+        ({"hits": HITS.fields}, TypeError, "block 'hits' must be a Layout"),
+        (
+            {"a": HITS, "b": Layout(HITS.fields, alignment=64)},
+            ValueError,
+            "'a' has 128, 'b' has 64",
+        ),
+    ):
+        with pytest.raises(error, match=match):
+            Blocks(layouts)
+    for rows, error, match in (
+        (33, TypeError, "rows must be a mapping from block to row count, got 33"),
+        ({"tracks": 1, "hits": 2}, KeyError, "no row count for block 'more'"),
+        ({**ROWS, "hit": 2}, KeyError, "did you mean 'hits'"),
+        ({**ROWS, "hits": -1}, ValueError, "must not be negative"),
+        ({**ROWS, "hits": 1.0}, TypeError, "rows must be an integer"),
+    ):
+        with pytest.raises(error, match=match):
+            BLOCKS.nbytes(rows)
+        with pytest.raises(error, match=match):
+            BLOCKS.allocate(rows)
+    with pytest.raises(ValueError, match=r"needed 3712 \(1 more\)"):
+        BLOCKS.wrap(bytearray(3711), ROWS)
+    with pytest.raises(MemoryError, match=f"need {BLOCKS.nbytes({**ROWS, 'hits': 2**62})} bytes"):
+        BLOCKS.allocate({**ROWS, "hits": 2**62})
+    with pytest.raises(BufferError, match="misaligned"):
+        BLOCKS.wrap(np.zeros(4096, np.uint8)[1:], ROWS)

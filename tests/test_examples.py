@@ -1,0 +1,117 @@
+"""The example networks: torch, JAX and a plain NumPy evaluation agree."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = ["simple_net", "masked_net", "tiny_resnet", "multi_head_net", "track_hit_deep_set"]
+
+
+@pytest.fixture(params=NAMES)
+def example(request, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module(request.param)
+
+
+def dense(w, name, x):
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def softmax(x):
+    powers = np.exp(x - x.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def columns(soa, *names):
+    return np.stack([soa[name] for name in names], axis=1).astype("float64")
+
+
+def simple_net(w, particles):
+    x = columns(particles, "pt", "eta", "phi")
+    x = relu(dense(w, "second", relu(dense(w, "first", x))))
+    return {"reco_pt": dense(w, "last", x)[:, 0]}
+
+
+def masked_net(w, particles, mask):
+    x = columns(particles, "pt", "eta", "phi")
+    return {"reco_pt": np.where(mask["mask"] == 0, x, 0).sum(1) * (mask["scalar_mask"] == 0)}
+
+
+def convolved(image, kernel):
+    rows, _, height, width = image.shape
+    around = np.pad(image, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    found = np.zeros((rows, len(kernel), height, width))
+    for i in range(3):
+        for j in range(3):
+            part = around[:, :, i : i + height, j : j + width]
+            found += np.einsum("nchw,kc->nkhw", part, kernel[:, :, i, j])
+    return found
+
+
+def normalized(w, name, x):
+    weight, bias, mean, var = (
+        w[f"{name}.{part}"][None, :, None, None]
+        for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    return (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+
+
+def tiny_resnet(w, images):
+    image = columns(images, "r", "g", "b")
+    x = relu(convolved(image, w["conv_in.weight"]) + w["conv_in.bias"][:, None, None])
+    inner = relu(normalized(w, "block.bn1", convolved(x, w["block.conv1.weight"])))
+    x = relu(x + normalized(w, "block.bn2", convolved(inner, w["block.conv2.weight"])))
+    return {"logits": softmax(dense(w, "fc", x.mean(axis=(2, 3))))}
+
+
+def multi_head_net(w, particles):
+    x = relu(dense(w, "backbone", columns(particles, "pt", "eta", "phi")))
+    return {
+        "regression_head": dense(w, "reg_head", x)[:, 0],
+        "classification_head": dense(w, "class_head", x),
+    }
+
+
+def track_hit_deep_set(w, tracks, hits):
+    encoded = relu(dense(w, "hit", columns(hits, "x", "y", "z") * hits["hit_scale"][:, None]))
+    pooled = np.zeros((len(tracks), encoded.shape[1]))
+    for hit, track in enumerate(hits["track_index"]):
+        pooled[track] += encoded[hit]
+    own = relu(dense(w, "track", columns(tracks, "pt", "eta", "phi")))
+    last = dense(w, "last", np.concatenate([own, pooled], axis=1))
+    return {"reco_pt": 1 / (1 + np.exp(-last[:, 0]))}
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+@pytest.mark.parametrize("rows", [0, 1, 33, 64])
+def test_torch_jax_and_numpy_agree(example, rows, batch_size):
+    """From SoA to SoA, whole and in batches, to float rounding."""
+    both = sys.modules["both"]
+    inputs, _ = example.event(rows)
+    soas = [inputs[0]] if isinstance(inputs, tuple) else [soa for soa, _ in inputs]
+    model, _ = both.networks(example)
+    weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    wanted = globals()[example.__name__](weights, *soas)
+    for found in both.run(example, rows, batch_size=batch_size):
+        assert found.keys() == wanted.keys()
+        for name, values in wanted.items():
+            np.testing.assert_allclose(found[name], values, rtol=2e-5, atol=2e-6)
+            assert not rows or found[name].any()
+
+
+def test_the_examples_run(run_python):
+    """Each of them is a program, and says how far the frameworks are apart."""
+    lines = "import runpy, sys; sys.path.insert(0, sys.argv[1])\nfor name in sys.argv[2:]: "
+    run = 'runpy.run_path(f"{sys.argv[1]}/{name}.py", run_name="__main__")'
+    out = run_python("-c", lines + run, EXAMPLES, *NAMES).stdout
+    assert out.count("torch and JAX differ by") == 6

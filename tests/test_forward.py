@@ -1,0 +1,514 @@
+"""Models from SoA to SoA, by torch and by JAX."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import soaview_jax
+import soaview_torch
+from soaview import Column, Layout, Scalar, Spec, Value
+from soaview._device import DeviceBuffer, Memory
+from soaview._soa import SoA
+from soaview_jax._forward import _Call, _run
+from soaview_torch import _forward as torch_forward
+
+IN = Layout(
+    [
+        Column("x", "float32"),
+        Column("gap", "int32"),
+        Column("y", "float32"),
+        Column("v", "float32", (3,)),
+        Scalar("scale", "float32"),
+    ]
+)
+OUT = Layout(
+    [
+        Column("sum", "float32"),
+        Column("a", "float32"),
+        Column("b", "float32"),
+        Column("c", "float32"),
+        Column("total", "float64"),
+        Scalar("mean", "float32"),
+    ]
+)
+X, Y = Spec(x=["x", "y"], v="v", scale="scale"), Spec(sum="sum", cb=["c", "b"])
+
+FRAMEWORKS = {
+    "torch": SimpleNamespace(forward=soaview_torch.forward, np=torch, cat=torch.concat),
+    "jax": SimpleNamespace(forward=soaview_jax.forward, np=jnp, cat=jnp.concatenate),
+}
+
+
+@pytest.fixture(params=list(FRAMEWORKS))
+def framework(request):
+    return FRAMEWORKS[request.param]
+
+
+def filled(rows):
+    """An SoA of inputs, a zeroed one of outputs."""
+    soa, random = IN.allocate(rows), np.random.default_rng(rows)
+    for name in ("x", "y", "v"):
+        soa[name][...] = random.normal(size=soa[name].shape)
+    soa[Value("scale")][...] = 2
+    return soa, OUT.allocate(rows)
+
+
+def model(x, v, scale):
+    """Of each row on its own: the scaled sum, and two columns."""
+    return (x.sum(1) + v.sum(1)) * scale, x * 2
+
+
+def expected(soa):
+    x = np.stack([soa["x"], soa["y"]], axis=1)
+    return (x.sum(1) + soa["v"].sum(1)) * 2, x * 2
+
+
+def check(soa, out):
+    total, double = expected(soa)
+    np.testing.assert_allclose(out["sum"], total, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(out["c"], double[:, 0])
+    np.testing.assert_array_equal(out["b"], double[:, 1])
+    assert not out["a"].any()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 31, 32, 33, 1000])
+@pytest.mark.parametrize("batch_size", [None, 1, 7, 32, 1000, 5000])
+def test_every_batch_size(framework, rows, batch_size):
+    """Results are the same in batches of any size; scattered outputs are written, too."""
+    if batch_size == 1 and rows > 33:
+        batch_size = 333
+    soa, out = filled(rows)
+    before = soa.buffer.root.copy()
+    framework.forward(model, (soa, X), (out, Y), batch_size=batch_size)
+    check(soa, out)
+    np.testing.assert_array_equal(soa.buffer.root, before)
+
+
+def test_batches_are_views(framework):
+    """The model gets slices of the memory itself in torch, and calls of their own sizes in both."""
+    soa, out = filled(100)
+    shapes, addresses = [], []
+
+    def watch(x, v, scale):
+        shapes.append(x.shape[0])
+        if framework.np is torch:
+            addresses.append(x.data_ptr() - soa.buffer.address)
+        return model(x, v, scale)
+
+    framework.forward(watch, (soa, X), (out, Y), batch_size=33)
+    if framework.np is torch:
+        assert shapes == [33, 33, 33, 1]
+        assert addresses == [0, 33 * 4, 66 * 4, 99 * 4]
+    else:  # which compiles for each size once
+        assert shapes == [33, 1]
+    check(soa, out)
+
+
+def test_slices_of_soas(framework):
+    """Rows in the middle of an SoA go to rows in the middle of another."""
+    soa, out = filled(100)
+    framework.forward(model, (soa[10:50], X), (out[20:60], Y), batch_size=9)
+    check(soa[10:50], out[20:60])
+    assert not out[:20]["sum"].any()
+    assert not out[60:]["sum"].any()
+
+
+def test_several_soas_of_several_sizes(framework):
+    """Inputs that have other row counts than the outputs are given whole, in every batch."""
+    soa, out = filled(50)
+    other = Layout([Column("w", "float32")]).pack({"w": np.arange(7, dtype="f4")})
+    spec = Spec(w="w")
+
+    def total(x, v, scale, w):
+        return x.sum(1) + w.sum(), x
+
+    for batch_size in (None, 8):
+        framework.forward(total, [(soa, X), (other, spec)], (out, Y), batch_size=batch_size)
+        np.testing.assert_allclose(out["sum"], soa["x"] + soa["y"] + 21, rtol=1e-5)
+
+
+def test_whole_by_name(framework):
+    """An input that happens to have as many rows is not split if it is named."""
+    soa, out = filled(50)
+    other = Layout([Column("w", "float32")]).pack({"w": np.ones(50, "f4")})
+    pairs = [(soa, X), (other, Spec(w="w"))]
+
+    def total(x, v, scale, w):
+        return x.sum(1) + w.sum(), x
+
+    framework.forward(total, pairs, (out, Y), batch_size=10)
+    np.testing.assert_allclose(out["sum"], soa["x"] + soa["y"] + 10, rtol=1e-5)
+    for whole in (other, [other]):
+        framework.forward(total, pairs, (out, Y), batch_size=10, whole=whole)
+        np.testing.assert_allclose(out["sum"], soa["x"] + soa["y"] + 50, rtol=1e-5)
+    with pytest.raises(ValueError, match="whole= takes SoAs that are inputs"):
+        framework.forward(total, pairs, (out, Y), batch_size=10, whole=out)
+    with pytest.raises(ValueError, match="pass both, or neither"):
+        framework.forward(total, pairs, (out, Y), whole=other)
+
+
+@pytest.mark.parametrize("kind", [tuple, list, dict, OrderedDict])
+def test_results_of_every_kind(framework, kind):
+    """Several outputs come as a tuple, a list, or a dict by name in any order."""
+    soa, out = filled(33)
+
+    def several(x, v, scale):
+        total, double = model(x, v, scale)
+        if issubclass(kind, dict):
+            return kind([("cb", double), ("sum", total)])
+        return kind([total, double])
+
+    framework.forward(several, (soa, X), (out, Y), batch_size=10)
+    check(soa, out)
+
+
+def test_several_output_soas(framework):
+    """Results go to several SoAs, in the order of their specs, of different row counts."""
+    soa, out = filled(33)
+    small = Layout([Column("m", "float32")]).allocate(5)
+
+    def three(x, v, scale):
+        return (*model(x, v, scale), x[:5, 0])
+
+    framework.forward(three, (soa, X), [(out, Y), (small, Spec(m="m"))])
+    check(soa, out)
+    np.testing.assert_array_equal(small["m"], soa["x"][:5])
+    with pytest.raises(ValueError, match="outputs of one row count, got 33 and 5"):
+        framework.forward(three, (soa, X), [(out, Y), (small, Spec(m="m"))], batch_size=8)
+
+
+def test_a_scalar_result(framework):
+    """A scalar is written as `Value`; in batches it would be written again and again."""
+    soa, out = filled(33)
+    mean = (out, Spec(mean=Value("mean")))
+    framework.forward(lambda x: x.mean(), (soa, Spec(x="x")), mean)
+    np.testing.assert_allclose(out["mean"][0], soa["x"].mean(), rtol=1e-4)
+    with pytest.raises(ValueError, match="'mean' is one value .*leave batch_size= out"):
+        framework.forward(lambda x: x.mean(), (soa, Spec(x="x")), mean, batch_size=8)
+
+
+def test_results_into_the_inputs(framework):
+    """Outputs may be columns of the inputs; every batch reads what stood there before."""
+    layout = Layout([Column("a", "float32"), Column("b", "float32")])
+    numbers = np.arange(20, dtype="f4")
+    for batch_size in (None, 7):
+        soa = layout.pack({"a": numbers, "b": -numbers})
+        pair = (soa, Spec(ab=["a", "b"]))
+        swapped = (soa, Spec(ba=["b", "a"]))
+        framework.forward(lambda ab: ab, pair, swapped, batch_size=batch_size)
+        np.testing.assert_array_equal(soa["a"], -numbers)
+        np.testing.assert_array_equal(soa["b"], numbers)
+
+    def whole(a, b):  # reads rows of other batches
+        return a + b.sum()
+
+    soa = layout.pack({"a": numbers, "b": numbers})
+    inputs = [(soa[:], Spec(a="a")), (other := soa[:], Spec(b="b"))]
+    framework.forward(whole, inputs, (soa, Spec(b="b")), batch_size=6, whole=other)
+    np.testing.assert_array_equal(soa["b"], numbers + 190)
+
+
+def test_no_rows(framework):
+    """Outputs without rows are done without a call of the model; empty inputs alone are not."""
+    soa, out = filled(0)
+
+    def never(*tensors):
+        raise AssertionError
+
+    framework.forward(never, (soa, X), (out, Y))
+    framework.forward(never, (soa, X), (out, Y), batch_size=8)
+    hits = Layout([Column("w", "float32")]).allocate(0)
+    soa, out = filled(5)
+    pairs = [(soa, Spec(x="x")), (hits, Spec(w="w"))]
+    framework.forward(lambda x, w: x + w.sum(), pairs, (out, Spec(sum="sum")), batch_size=2)
+    np.testing.assert_array_equal(out["sum"], soa["x"])
+    empty = Layout([Scalar("n", "float32")]).allocate(0)
+    framework.forward(lambda x: x.sum(), (soa, Spec(x="x")), (empty, Spec(n=Value("n"))))
+    assert empty[Value("n")] == pytest.approx(soa["x"].sum(), rel=1e-5)
+
+
+def raising_in_the_third_batch(framework):
+    """A model that fails once it has given results; where it is traced, by what it gives."""
+    calls = []
+
+    def raises(x, v, scale):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("third")
+        return model(x, v, scale)
+
+    def short(x, v, scale):
+        total, double = model(x, v, scale)
+        return total, double if x.shape[0] == 10 else double[:-1]
+
+    return (raises, RuntimeError, "third") if framework.np is torch else (short, ValueError, "cb")
+
+
+def test_nothing_is_written_if_the_model_raises(framework):
+    """Not even the batches that it had done."""
+    soa, out = filled(35)
+    fails, error, match = raising_in_the_third_batch(framework)
+    with pytest.raises(error, match=match):
+        framework.forward(fails, (soa, X), (out, Y), batch_size=10)
+    assert not out.buffer.root.any()
+
+
+BAD_RESULTS = {
+    "too few": (lambda x: x.sum(1), ValueError, r"gave 1 tensors, .* have 2: \['sum', 'cb'\]"),
+    "too many": (lambda x: (x.sum(1), x, x), ValueError, "gave 3 tensors"),
+    "a shape": (lambda x: (x.sum(1), x[:-1]), ValueError, r"'cb': got shape \(32, 2\)"),
+    "an axis too many": (lambda x: (x[:, :1], x), ValueError, "'sum': got shape.*drop the last"),
+    "names": (
+        lambda x: {"sum": x.sum(1), "bc": x},
+        ValueError,
+        r"gave tensors \[.*'bc'.*\['sum', 'cb'\]",
+    ),
+    "a name missing": (lambda x: {"sum": x.sum(1)}, ValueError, "the model gave tensors"),
+    "nothing": (lambda x: None, (TypeError, ValueError), "gave 1 tensors"),
+    "a dtype": (lambda x: (x.sum(1), x > 0), TypeError, "'cb': got dtype bool, expected float32"),
+    "no tensor": (lambda x: (x.sum(1), "x"), TypeError, "got str|not a valid JAX type"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_RESULTS, ids=str)
+def test_bad_results_write_nothing(framework, bad):
+    """Results are checked, all of them, before any is written."""
+    soa, out = filled(33)
+    fn, error, match = BAD_RESULTS[bad]
+    with pytest.raises(error, match=match):
+        framework.forward(fn, (soa, Spec(x=["x", "y"])), (out, Y))
+    assert not out.buffer.root.any()
+
+
+def never(*tensors):
+    raise AssertionError("the model ran")
+
+
+def test_bad_arguments(framework):
+    """What cannot go together is said before the model runs."""
+    soa, out = filled(33)
+    pair, to = (soa, X), (out, Y)
+    other = OUT.allocate(32)
+    for inputs, outputs, options, error, match in (
+        (soa, to, {}, TypeError, r"inputs must be a pair \(soa, spec\), or a list"),
+        ((soa, {"x": "x"}), to, {}, TypeError, "inputs must be a pair"),
+        (pair, (Y, out), {}, TypeError, "outputs must be a pair"),
+        ((soa, X, 3), to, {}, TypeError, "inputs must be a pair"),
+        ([], to, {}, ValueError, "inputs are empty"),
+        (pair, [], {}, ValueError, "outputs are empty"),
+        (pair, (out, Spec()), {}, ValueError, "outputs: a spec has no tensors"),
+        (pair, (out, Spec(s="sun")), {}, KeyError, "did you mean 'sum'"),
+        (pair, (out, Spec(m="mean")), {}, ValueError, r"write Value\('mean'\)"),
+        (pair, (out, Spec(s="sum", t="sum")), {}, ValueError, "written twice"),
+        (pair, [to, (out, Spec(s="sum"))], {}, ValueError, "'sum' would be written twice, by two"),
+        (pair, [to, (out[5:9], Spec(s="c"))], {}, ValueError, "'c' would be written twice"),
+        (pair, to, {"batch_size": 0}, ValueError, "batch_size must be positive, got 0"),
+        (pair, to, {"batch_size": 2.0}, TypeError, "batch_size must be an integer"),
+        (pair, to, {"batch_size": True}, TypeError, "batch_size must be an integer"),
+        (pair, (other, Y), {"batch_size": 8}, ValueError, "the outputs, 32; the inputs have 33"),
+        (pair, (OUT.wrap(bytes(out.buffer.root), 33), Y), {}, BufferError, "read-only"),
+    ):
+        with pytest.raises(error, match=match):
+            framework.forward(never, inputs, outputs, **options)
+    twice = Spec(x="x", sum="x")
+    with pytest.raises(ValueError, match="'x' stands in two outputs"):
+        framework.forward(
+            lambda x, y: {"x": x, "sum": x},
+            (soa, twice),
+            [(out, Spec(x="a")), (OUT.allocate(33), Spec(x="a"))],
+        )
+    assert not out.buffer.root.any()
+
+
+def test_one_device(framework):
+    """An SoA elsewhere is refused before the model runs."""
+    soa, out = filled(33)
+    memory = Memory(4096, IN.nbytes(33), False, 2, 0)
+    there = SoA(IN, DeviceBuffer(memory, None, IN.nbytes(33), 4), 33, 0, 33)
+    for inputs, outputs in (((there, X), (out, Y)), ((soa, X), (there, Spec(x="x", y="y")))):
+        with pytest.raises(ValueError, match=r"one device: .*cuda:0.*move one of them with `to`"):
+            framework.forward(never, inputs, outputs)
+
+
+def test_read_only_inputs():
+    """JAX reads them where they lie; torch refuses them, and copies if it is told."""
+    soa, out = filled(33)
+    soa = IN.wrap(np.frombuffer(bytes(soa.buffer.root), np.uint8), 33)
+    soaview_jax.forward(model, (soa, X), (out, Y))
+    check(soa, out)
+    with pytest.raises(BufferError, match="read-only.*copy=None"):
+        soaview_torch.forward(never, (soa, X), (out, Y))
+    out.buffer.root[:] = 0
+    soaview_torch.forward(model, (soa, X), (out, Y), copy=None, batch_size=5)
+    check(soa, out)
+
+
+def test_a_model_that_writes_into_its_inputs():
+    """It is told of: the memory has changed. With copies it has not."""
+    soa, out = filled(33)
+    to = (out, Spec(ab=["a", "b"]))
+    inputs = (soa, Spec(x=["x", "y"]))
+    before = soa["x"].copy()
+    relu = torch.nn.ReLU(inplace=True)
+    for options in ({"copy": True}, {"copy": True, "batch_size": 4}):
+        soaview_torch.forward(relu, inputs, to, **options)
+        np.testing.assert_array_equal(soa["x"], before)
+    assert out["a"].any()
+    out.buffer.root[:] = 0
+    with pytest.raises(RuntimeError, match="has written into its inputs.*inplace=True.*copy=True"):
+        soaview_torch.forward(relu, inputs, to)
+    assert not out.buffer.root.any()
+
+
+def test_a_model_that_reuses_its_memory():
+    """Results of a batch are safe from the next one."""
+    soa, out = filled(30)
+    buffer = torch.empty(10)
+
+    def reuses(x):
+        return buffer.copy_(x)
+
+    soaview_torch.forward(reuses, (soa, Spec(x="x")), (out, Spec(a="a")), batch_size=10)
+    np.testing.assert_array_equal(out["a"], soa["x"])
+
+
+def test_inference_mode():
+    """The model runs in inference mode, and the memory can take part in training afterwards."""
+    soa, out = filled(33)
+    layer = torch.nn.Linear(2, 1)
+    seen = []
+
+    def watch(x):
+        seen.append(torch.is_inference_mode_enabled())
+        return layer(x)
+
+    with torch.inference_mode():
+        soaview_torch.forward(watch, (soa, Spec(x=["x", "y"])), (out, Spec(a=["a"])))
+    soaview_torch.forward(watch, (soa, Spec(x=["x", "y"])), (out, Spec(a=["a"])), batch_size=20)
+    assert seen == [True] * 3
+    [x] = soaview_torch.tensors(soa, Spec(x=["x", "y"]))
+    [a] = soaview_torch.tensors(out, Spec(a=["a"]))
+    ((layer(x) - a) ** 2).sum().backward()
+    assert layer.weight.grad is not None
+    # Results that require gradients bring no graph into the memory.
+    parameter = torch.nn.Parameter(torch.ones(33))
+    soaview_torch.forward(lambda x: parameter, (soa, Spec(x="x")), (out, Spec(a="a")))
+    assert not soaview_torch.tensors(out, Spec(a="a"))[0].requires_grad
+    assert out["a"].tolist() == [1] * 33
+
+
+def test_the_device_is_the_current_one(monkeypatch):
+    """On a GPU the SoAs' device is the current one while the model runs."""
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda number: entered.append(number) or "guard")
+    assert torch_forward._current("cuda:3") == "guard"
+    assert torch_forward._current("rocm:1") == "guard"
+    assert entered == [3, 1]
+    with torch_forward._current("cpu"):
+        pass
+
+
+def test_jax_compiles_once():
+    """For each row count and batch size once; weights in a callable pytree are arguments."""
+    traced = []
+
+    def apply(weights, x):
+        traced.append(x.shape)
+        return x * weights["w"]
+
+    for number in range(4):
+        soa, out = filled(50)
+        fn = jax.tree_util.Partial(apply, {"w": jnp.full((), number, "float32")})
+        for batch_size in (None, 20):
+            pairs = (soa, Spec(x="x")), (out, Spec(a="a"))
+            soaview_jax.forward(fn, *pairs, batch_size=batch_size)
+            np.testing.assert_array_equal(out["a"], number * soa["x"])
+    assert traced == [(50,), (20,), (10,)]
+
+
+def test_jax_reads_only_the_batch():
+    """Whatever the columns' order, nothing that is computed for a batch is as long as the SoA."""
+    soa, _ = filled(1000)
+    for spec in (Spec(x=["x", "y"]), Spec(x=["y", "x"]), Spec(v="v"), Spec(s=["scale"])):
+        call = _Call(jax.tree.structure(0), (lambda x: x * 2,), (spec,), (True,), 10)
+        jaxpr = jax.make_jaxpr(_run, static_argnums=0)(call, [None], [soa], 5)
+        [outer] = jaxpr.eqns
+        made = [v.aval.size for e in outer.params["jaxpr"].eqns for v in e.outvars]
+        assert 10 <= max(made) <= 10 * len(jax.tree.leaves(soa)) * 2
+
+
+def test_jax_wants_64_bit_types_switched_on():
+    """A 64-bit column is refused by name, in batches, too; nothing is narrowed."""
+    soa, out = filled(33)
+    with jax.enable_x64(False):
+        for batch_size in (None, 8):
+            pairs = (out, Spec(t="total")), (soa, Spec(x="x"))
+            with pytest.raises(TypeError, match="'t' is float64.*jax_enable_x64"):
+                soaview_jax.forward(lambda t: t.astype("f4"), *pairs, batch_size=batch_size)
+            with pytest.raises(TypeError, match="'t': got dtype float32, expected float64"):
+                soaview_jax.forward(lambda x: x, *pairs[::-1], batch_size=batch_size)
+    with jax.enable_x64(True):
+        pairs = (soa, Spec(x="x")), (out, Spec(t="total"))
+        soaview_jax.forward(lambda x: x.astype("float64"), *pairs, batch_size=8)
+    np.testing.assert_array_equal(out["total"], soa["x"])
+
+
+def test_what_jax_made_goes_in():
+    """An SoA that a jitted function returned is an input of JAX's, and of torch's with a copy."""
+    soa, out = filled(33)
+    made = jax.jit(lambda s: soaview_jax.update(s, Spec(x="x"), [jnp.ones(33)]))(soa)
+    for forward, options in ((soaview_jax.forward, {}), (soaview_torch.forward, {"copy": None})):
+        out.buffer.root[:] = 0
+        for batch_size in (None, 10):
+            forward(model, (made, X), (out, Y), batch_size=batch_size, **options)
+            check(made, out)
+    with pytest.raises(BufferError, match="read-only"):
+        soaview_jax.forward(never, (soa, X), (made, Spec(x="x", y="y")))
+
+
+def test_progress(framework, monkeypatch, capsys):
+    """A bar counts the rows; without tqdm it is said what to install."""
+    soa, out = filled(100)
+    framework.forward(model, (soa, X), (out, Y), batch_size=30, progress=True)
+    check(soa, out)
+    assert "100%" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match="pip install tqdm"):
+        framework.forward(never, (soa, X), (out, Y), batch_size=30, progress=True)
+    framework.forward(model, (soa, X), (out, Y), batch_size=30)
+
+
+def test_nothing_is_kept_alive(framework):
+    """After a call the memory goes with its SoAs."""
+    owners = []
+    for batch_size in (None, 10):
+        soa, out = filled(33)
+        framework.forward(model, (soa, X), (out, Y), batch_size=batch_size)
+        owners += [weakref.ref(soa), weakref.ref(out), weakref.ref(out.buffer.root.base)]
+        del soa, out
+    gc.collect()
+    assert [owner() for owner in owners] == [None] * 6
+
+
+def test_from_torch_to_jax_without_a_copy():
+    """One model's output columns are read by a jitted function of the other framework in place."""
+    soa, out = filled(64)
+    net = torch.nn.Linear(2, 2)
+    soaview_torch.forward(net, (soa, Spec(x=["x", "y"])), (out, Spec(h=["a", "b"])))
+    leaves = jax.tree.leaves(jax.device_put(out))
+    assert leaves[0].unsafe_buffer_pointer() == out.buffer.address
+    soaview_jax.forward(lambda h: jnp.tanh(h).sum(1), (out, Spec(h=["a", "b"])), (out, Spec(c="c")))
+    with torch.no_grad():
+        [x] = soaview_torch.tensors(soa, Spec(x=["x", "y"]))
+        wanted = torch.tanh(net(x)).sum(1)
+    np.testing.assert_allclose(out["c"], wanted.numpy(), rtol=1e-5, atol=1e-6)
