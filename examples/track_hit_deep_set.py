@@ -43,8 +43,8 @@ class Net(torch.nn.Module):
         encoded = torch.relu(self.hit(hits * hit_scale))
         # The batch's tracks are neighbours. Hits of others go to one more place, left out.
         place = track_index - index[0]
-        place = torch.where((place >= 0) & (place < len(index)), place, len(index))
-        pooled = encoded.new_zeros((len(index) + 1, 16)).index_add_(0, place, encoded)
+        place = torch.where((place >= 0) & (place < index.shape[0]), place, index.shape[0])
+        pooled = encoded.new_zeros((index.shape[0] + 1, 16)).index_add_(0, place, encoded)
         both = torch.cat((torch.relu(self.track(features)), pooled[:-1]), dim=1)
         return torch.sigmoid(self.last(both))
 
@@ -52,7 +52,7 @@ class Net(torch.nn.Module):
 def net(weights, features, index, hits, track_index, hit_scale):
     """The same in JAX, which leaves hits of other tracks out by itself."""
     encoded = jax.nn.relu(dense(weights, "hit", hits * hit_scale))
-    pooled = jax.ops.segment_sum(encoded, track_index - index[0], num_segments=len(index))
+    pooled = jax.ops.segment_sum(encoded, track_index - index[0], num_segments=index.shape[0])
     both = jax.numpy.concatenate([jax.nn.relu(dense(weights, "track", features)), pooled], axis=1)
     return jax.nn.sigmoid(dense(weights, "last", both))
 

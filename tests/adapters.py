@@ -78,6 +78,14 @@ class NumPyAdapter:
                 for number, part in enumerate(view.parts):
                     part.numpy()[...] = tensor[:, number]
 
+    def forward(self, fn: Any, inputs: Any, outputs: Any, *, batch_size: int | None = None) -> None:
+        """Under test, if the adapter has one: here of a single pair, by `tensors` and `write`."""
+        (soa, spec), (out, to) = inputs, outputs
+        size = batch_size or max(len(soa), 1)
+        results = [fn(*self.tensors(part, spec, copy=True)) for part in soa.batches(size)]
+        for part, result in zip(out.batches(size), results, strict=True):
+            self.write(part, to, result)
+
     def to_numpy(self, tensor: Any) -> np.ndarray:
         """Its values now; bfloat16 as ml_dtypes has it."""
         return tensor
@@ -123,6 +131,9 @@ class TorchAdapter(NumPyAdapter):
 
     def write(self, soa, spec, tensors):
         self.adapter.write(soa, spec, tensors)
+
+    def forward(self, fn, inputs, outputs, *, batch_size=None):
+        self.adapter.forward(fn, inputs, outputs, batch_size=batch_size)
 
     def to_numpy(self, tensor):
         tensor = tensor.cpu()
@@ -203,6 +214,8 @@ class JaxAdapter(NumPyAdapter):
 
     def write(self, soa, spec, tensors):
         self.adapter.write(soa, spec, tensors)
+
+    forward = TorchAdapter.forward
 
     def to_numpy(self, tensor):
         # Through a copy, because an array keeps the NumPy value that it once gave.

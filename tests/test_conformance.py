@@ -446,3 +446,61 @@ def test_bad_writes_write_nothing(adapter, spec, second, error, message):
     with pytest.raises(error, match=message):
         adapter.write(soa, spec, given)
     np.testing.assert_array_equal(content(soa), before)
+
+
+def as_they_are(*tensors):
+    return tensors
+
+
+@pytest.mark.parametrize("entry", ["x", ["x", "z"], ["y"], "u", ["u", "v"], "m", "k"], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64", "bool"])
+def test_forward(adapter, dtype, entry):
+    """What a model gives goes where it belongs, and nowhere else, in batches of any size."""
+    if any("64-bit" in known.reason for known in adapter.divergences) and dtype == "int64":
+        return
+    layout = layout_of(dtype, "float64")
+    spec = spec_of(entry)
+    for rows, batch_size in ((0, None), (1, 7), (33, None), (33, 7), (33, 33)):
+        soa, expected = wrapped(layout, rows)
+        out, before = wrapped(layout, rows)
+        places.under_test.fill(out, 0)
+        adapter.forward(as_they_are, (soa, spec), (out, spec), batch_size=batch_size)
+        found = on_host(out)
+        named = [entry] if isinstance(entry, str) else entry
+        for f in layout.fields:
+            wanted = expected[f.name] if f.name in named else np.zeros_like(before[f.name])
+            np.testing.assert_array_equal(
+                found[f.name], np.broadcast_to(wanted, found[f.name].shape)
+            )
+        np.testing.assert_array_equal(content(soa), filled(layout, rows)[0])
+
+
+def test_forward_to_scattered_columns(adapter):
+    """Results go to columns in any order."""
+    layout = layout_of("float32", "float64")
+    for batch_size in (None, 7):
+        soa, expected = wrapped(layout, 33)
+        out, _ = wrapped(layout, 33)
+        pairs = (soa, Spec(t=["x", "y", "z"])), (out, Spec(t=["z", "x", "y"]))
+        adapter.forward(as_they_are, *pairs, batch_size=batch_size)
+        found = on_host(out)
+        for source, target in zip("xyz", "zxy", strict=True):
+            np.testing.assert_array_equal(found[target], expected[source])
+
+
+def test_forward_writes_all_or_nothing(adapter):
+    """A model that raises, or gives what does not fit, has written nothing."""
+
+    def short(x):
+        return (x[:-1],)
+
+    def raises(x):
+        raise RuntimeError("on purpose")
+
+    soa, _ = wrapped(layout_of("float32", "float64"), 33)
+    before = content(soa)
+    for fn, error in ((short, ValueError), (raises, RuntimeError)):
+        for batch_size in (None, 7):
+            with pytest.raises(error):
+                adapter.forward(fn, (soa, Spec(x="x")), (soa, Spec(y="y")), batch_size=batch_size)
+            np.testing.assert_array_equal(content(soa), before)

@@ -97,3 +97,33 @@ def test_flattened_particles(data, kind):
     np.testing.assert_array_equal(np.asarray(p4)[: len(soa)], flat)
     got = jax.jit(lambda p: jnp.hypot(p[:, 0], p[:, 1]))(p4)[: len(soa)]
     np.testing.assert_allclose(got, pt, rtol=1e-6)
+
+
+def test_muons_of_each_event(data):
+    """Sums and maxima by event, from nested tensors and segments over the memory, as awkward's."""
+    names = [f"Muon_{c}" for c in ("Px", "Py", "Pz", "E")]
+    soa, _ = root_columns(data / "uproot-HZZ.root", "events", names)
+    with uproot.open(data / "uproot-HZZ.root") as file:
+        events = file["events"].arrays([*names, "NMuon"])
+    counts = awkward.to_numpy(events["NMuon"])
+    sums = np.stack([awkward.to_numpy(awkward.sum(events[n], axis=1)) for n in names], axis=1)
+    highest = awkward.to_numpy(awkward.fill_none(awkward.max(events["Muon_E"], axis=1), 0))
+
+    spec = Spec(p4=names, energy="Muon_E")
+    p4, energy = soaview_torch.jagged(soa, spec, counts=counts)
+    assert p4.values().data_ptr() == soa.buffer.address
+    assert p4.shape[0] == len(counts) == 2421
+    np.testing.assert_allclose(p4.sum(1).numpy(), sums, rtol=1e-4, atol=1e-3)
+    found = torch.where(torch.from_numpy(counts) > 0, energy.amax(1), 0)
+    np.testing.assert_array_equal(found.numpy(), highest)
+
+    @jax.jit
+    def by_event(soa, counts):
+        p4, energy = soaview_jax.arrays(soa, spec)
+        ids = soaview_jax.segments(soa, counts=counts)
+        found = jax.ops.segment_max(energy, ids, num_segments=len(counts))
+        return jax.ops.segment_sum(p4, ids, num_segments=len(counts)), found
+
+    totals, found = by_event(soa, counts)
+    np.testing.assert_allclose(totals, sums, rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(np.where(counts > 0, found, 0), highest)

@@ -1,0 +1,239 @@
+"""Every way in which people run models, on views with other row counts than they were made for."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import soaview_jax
+import soaview_torch
+from soaview import Column, Layout, Spec
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = ["simple_net", "masked_net", "tiny_resnet", "multi_head_net", "track_hit_deep_set"]
+ROWS = (33, 64, 1000, 2, 999)  # padded, dense, padded ...
+
+pytestmark = [
+    # torch's own, of its exporters and of scripting.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:torch"),
+]
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="torch's code generator needs a C++ compiler, c++"
+)
+
+
+@pytest.fixture(params=NAMES)
+def example(request, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def simple_net(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module("simple_net")
+
+
+def networks(example):
+    return importlib.import_module("both").networks(example)
+
+
+def given(example, rows):
+    """The inputs' tensors."""
+    inputs, _ = example.event(rows)
+    pairs = [inputs] if isinstance(inputs, tuple) else inputs
+    return [t for soa, spec in pairs for t in soaview_torch.tensors(soa, spec)]
+
+
+def check(example, model, rows=ROWS, **options):
+    """A deployed model gives what the eager one does, at every row count."""
+    eager, _ = networks(example)
+    for count in rows:
+        inputs, (soa, spec) = example.event(count)
+        soaview_torch.forward(eager, inputs, (soa, spec))
+        wanted = {name: soa[name].copy() for name in soa}
+        for batch_size in (None, 300):
+            soa.buffer.root[:] = 0
+            soaview_torch.forward(model, inputs, (soa, spec), batch_size=batch_size, **options)
+            for name, values in wanted.items():
+                np.testing.assert_allclose(soa[name], values, rtol=1e-5, atol=1e-6)
+
+
+def dynamic(tensors, *, strides=False):
+    """The sizes that vary, for `torch.export`: rows; and for strides the columns' axis, too."""
+    auto, counts = torch.export.Dim.AUTO, {}
+    for tensor in tensors:
+        counts.setdefault(len(tensor), torch.export.Dim(f"rows{len(counts)}", min=2))
+    rest = auto if strides else None
+    return tuple({0: counts[len(t)], **dict.fromkeys(range(1, t.ndim), rest)} for t in tensors)
+
+
+def test_script(example):
+    """`torch.jit.script`."""
+    check(example, torch.jit.script(networks(example)[0]))
+
+
+def test_trace(example):
+    """`torch.jit.trace`, with an example of another row count."""
+    model = torch.jit.trace(networks(example)[0], tuple(given(example, 50)))
+    check(example, model)
+
+
+def test_export(example):
+    """`torch.export`, with an example of another row count."""
+    tensors = given(example, 50)
+    program = torch.export.export(
+        networks(example)[0], tuple(tensors), dynamic_shapes=dynamic(tensors)
+    )
+    check(example, program.module())
+
+
+def test_compile(example):
+    """`torch.compile`: other row counts and pitches are compiled for once, not again and again."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    check(
+        example, torch.compile(networks(example)[0], backend=counter), rows=(*range(40, 80), 1000)
+    )
+    assert counter.frame_count <= 3  # of 82 calls
+
+
+@needs_compiler
+def test_compile_with_inductor(simple_net):
+    """The same with torch's own code generator, whose kernels read the strides."""
+    torch._dynamo.reset()
+    check(simple_net, torch.compile(networks(simple_net)[0]))
+
+
+class SineFirst(torch.nn.Module):
+    """An element-wise operation reads the strides; a matrix product hands them to a library."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, features):
+        return self.model(torch.sin(features))
+
+
+def packaged(example, model, rows, path, contiguous=False, strides=True):
+    inputs, _ = example.event(rows)
+    tensors = soaview_torch.tensors(*inputs, copy=contiguous)
+    shapes = dynamic(tensors, strides=strides)
+    program = torch.export.export(model, tuple(tensors), dynamic_shapes=shapes)
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    return torch._inductor.aoti_load_package(str(path))
+
+
+@needs_compiler
+def test_aot_inductor_package(simple_net, tmp_path):
+    """A package serves all row counts, if the columns' axis was dynamic in a padded example."""
+    model = SineFirst(networks(simple_net)[0])
+    package = packaged(simple_net, model, 1000, tmp_path / "model.pt2")
+    for rows in ROWS:
+        inputs, (soa, spec) = simple_net.event(rows)
+        soaview_torch.forward(model, inputs, (soa, spec))
+        wanted = soa["reco_pt"].copy()
+        for batch_size in (None, 300):
+            soa.buffer.root[:] = 0
+            soaview_torch.forward(package, inputs, (soa, spec), batch_size=batch_size)
+            np.testing.assert_allclose(soa["reco_pt"], wanted, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+def test_aot_inductor_package_of_fixed_strides(simple_net, tmp_path):
+    """Where it was not, torch reads with the example's pitch, and wrong: contiguous copies help."""
+    model = SineFirst(networks(simple_net)[0])
+    inputs, (soa, spec) = simple_net.event(999)
+    soaview_torch.forward(model, inputs, (soa, spec))
+    wanted = soa["reco_pt"].copy()
+    package = packaged(simple_net, model, 50, tmp_path / "fixed.pt2", strides=False)
+    soaview_torch.forward(package, inputs, (soa, spec))
+    assert np.abs(soa["reco_pt"] - wanted).max() > 1e-3  # as torch 2.11 and 2.13 do
+    package = packaged(
+        simple_net, model, 50, tmp_path / "copied.pt2", contiguous=True, strides=False
+    )
+    soaview_torch.forward(package, inputs, (soa, spec), copy=True)
+    np.testing.assert_allclose(soa["reco_pt"], wanted, rtol=1e-5, atol=1e-6)
+
+
+class Function(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_autocast_and_bfloat16(simple_net):
+    """Results of another precision are refused by name, and written where a column has it."""
+    model, _ = networks(simple_net)
+    (soa, inputs), (out, _) = simple_net.event(33)
+    soaview_torch.forward(model, (soa, inputs), (out, Spec(y=["reco_pt"])))
+    wanted = out["reco_pt"].copy()
+    half = Layout([Column("y", "bfloat16")]).allocate(33)
+
+    def cast(features):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(features)
+
+    low = copy.deepcopy(model).bfloat16()
+    for network in (cast, lambda features: low(features.bfloat16())):
+        with pytest.raises(TypeError, match="'y': got dtype bfloat16, expected float32; convert"):
+            soaview_torch.forward(network, (soa, inputs), (out, Spec(y=["reco_pt"])))
+        widened = torch.nn.Sequential(Function(network), Function(torch.Tensor.float))
+        soaview_torch.forward(widened, (soa, inputs), (out, Spec(y=["reco_pt"])))
+        np.testing.assert_allclose(out["reco_pt"], wanted, atol=0.02)
+        soaview_torch.forward(network, (soa, inputs), (half, Spec(y=["y"])), batch_size=10)
+        np.testing.assert_allclose(half["y"].astype("f4"), out["reco_pt"])
+    # Columns of bfloat16 go into a model of bfloat16 as they are.
+    layout = Layout([Column(name, "bfloat16") for name in ("pt", "eta", "phi")])
+    lower = layout.allocate(33)
+    for name in layout.starts:
+        lower[name][:] = soa[name]
+    soaview_torch.forward(low, (lower, inputs), (half, Spec(y=["y"])))
+    np.testing.assert_allclose(half["y"].astype("f4"), wanted, atol=0.02)
+
+
+def test_jax_export(example):
+    """`jax.export` with a symbolic row count, saved and loaded, run on SoAs of other counts."""
+    _, function = networks(example)
+    inputs, _ = example.event(50)
+    pairs = [inputs] if isinstance(inputs, tuple) else inputs
+    arrays = [a for soa, spec in pairs for a in soaview_jax.arrays(soa, spec, copy=True)]
+    scope = jax.export.SymbolicScope()
+    symbols = {count: f"n{number}" for number, count in enumerate({len(a) for a in arrays})}
+    shapes = [
+        jax.ShapeDtypeStruct(
+            jax.export.symbolic_shape(
+                ", ".join([symbols[len(a)], *map(str, a.shape[1:])]), scope=scope
+            ),
+            a.dtype,
+        )
+        for a in arrays
+    ]
+    exported = jax.export.export(jax.jit(function))(*shapes)
+    loaded = jax.export.deserialize(exported.serialize())
+    for rows in (2, 33, 64):
+        inputs, (soa, spec) = example.event(rows)
+        soaview_jax.forward(function, inputs, (soa, spec))
+        wanted = {name: soa[name].copy() for name in soa}
+        soa.buffer.root[:] = 0
+        soaview_jax.forward(loaded.call, inputs, (soa, spec))
+        for name, values in wanted.items():
+            np.testing.assert_allclose(soa[name], values, rtol=1e-5, atol=1e-6)
