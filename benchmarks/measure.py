@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -41,6 +42,16 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int, repeat: int) ->
             if number >= 3:
                 times[name].append((time.perf_counter() - begin) / repeat)
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, as a long-running process ends up doing (Linux).
+
+    Otherwise large results are mapped and unmapped in each call, by turns of chance.
+    """
+    library = ctypes.CDLL(None)
+    for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1)):  # M_MMAP_ and M_TRIM_THRESHOLD
+        assert library.mallopt(option, value) == 1
 
 
 def growth(call: Callable[[], object]) -> float:

@@ -207,10 +207,6 @@ class Buffer:
         """The view's DLPack capsule, with all that was asked of it."""
         return self.producer(view).__dlpack__(**asked)
 
-    def fill(self, view: View, array: Any) -> None:
-        """Write an array of any framework's, on the memory's device, where the view is."""
-        view.numpy()[...] = np.asarray(array)
-
     def interface(self, view: View) -> dict[str, Any]:
         """The view's CUDA array interface; there is none here."""
         raise AttributeError(f"memory on {self.device} has no CUDA array interface")

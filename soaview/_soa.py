@@ -284,23 +284,6 @@ def check_copy(copy: object) -> None:
         )
 
 
-def targets(
-    soa: SoA, spec: Spec, given: list[tuple[tuple[int, ...], str, str]]
-) -> list[View | Scattered]:
-    """Where an adapter's `write` puts tensors of these (shape, dtype, device); checked first.
-
-    Raises:
-        BufferError: the memory is read-only.
-        ValueError: a wrong number of tensors, a wrong shape or device, or memory that would be
-            written twice.
-        TypeError: a wrong dtype.
-    """
-    found = views_or_columns(soa, spec)
-    check_writable(soa)
-    check_given(soa, spec, found, given)
-    return found
-
-
 def check_writable(soa: SoA) -> None:
     """Raise where the memory is read-only."""
     if soa.readonly:
@@ -316,7 +299,13 @@ def check_given(
     found: list[View | Scattered],
     given: list[tuple[tuple[int, ...], str, str]],
 ) -> None:
-    """Whether tensors of these (shape, dtype, device) fit the places found for them."""
+    """Whether tensors of these (shape, dtype, device) fit the places found for them.
+
+    Raises:
+        ValueError: a wrong number of tensors, a wrong shape or device, or memory that would be
+            written twice.
+        TypeError: a wrong dtype.
+    """
     if len(given) != len(found):
         raise ValueError(f"got {len(given)} tensors, but the spec has {len(found)}: {list(spec)}")
     check_columns(soa.layout, spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import starmap
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from soaview import SoA, SoABlocks, Spec, View
-from soaview._buffer import Buffer, host_array
+from soaview._buffer import Buffer, host_array, numpy_dtype
 from soaview._device import DeviceBuffer
 from soaview._runs import runs
-from soaview._soa import check_copy, check_given, targets
+from soaview._soa import check_columns, check_copy, check_given, check_writable
 from soaview._views import Scattered, check_soa, views_or_columns
 
 from ._tree import (
@@ -286,22 +286,69 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
     """
     if not isinstance(arrays, (list, tuple)):
         raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
-    store(fitting(soa, spec, arrays))
+    store(fitting(soa, spec, places_of(soa, spec), arrays))
 
 
-Fitting = list[tuple[View | Scattered, jax.Array]]
+class Place(NamedTuple):
+    """Where `write` puts an array.
+
+    Attributes:
+        shape, dtype, device: that the array must have.
+        parts: its view, or those of its columns.
+        targets: on the host, these as NumPy views.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    device: str
+    parts: Sequence[View]
+    targets: list[NDArray[Any]]
 
 
-def fitting(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> Fitting:
+Fitting = list[tuple[Place, jax.Array]]
+
+
+def places_of(soa: SoA, spec: Spec) -> list[Place]:
+    """Where the spec's arrays are written."""
+    ready = soa.ready.get("jax.write") if type(soa) is SoA else None
+    if ready is not None and ready[0] is spec:
+        return ready[1]  # type: ignore[no-any-return]
+    found = views_or_columns(soa, spec)
+    _check_real("the SoA", isinstance(soa.buffer, Leaves) and soa.buffer.traced)
+    check_writable(soa)
+    check_columns(soa.layout, spec)
+    places, on_host = [], not isinstance(soa.buffer, DeviceBuffer)
+    for view in found:
+        parts = view.parts if isinstance(view, Scattered) else [view]
+        targets = [part.numpy() for part in parts] if on_host else []
+        dtype = numpy_dtype(view.dtype)
+        places.append(Place(view.shape, dtype, soa.device, parts, targets))
+    soa.ready["jax.write"] = spec, places
+    return places
+
+
+def fitting(soa: SoA, spec: Spec, places: list[Place], arrays: Sequence[jax.Array]) -> Fitting:
     """Where each array goes, if all of them fit there."""
-    found = targets(soa, spec, [_describe(number, array) for number, array in enumerate(arrays)])
-    return list(zip(found, arrays, strict=True))
+    if len(arrays) != len(places) or not all(map(_fits, places, arrays)):
+        given = [_describe(number, array) for number, array in enumerate(arrays)]
+        check_given(soa, spec, views_or_columns(soa, spec), given)
+    return list(zip(places, arrays, strict=True))
+
+
+def _fits(place: Place, array: jax.Array) -> bool:
+    return (
+        isinstance(array, jax.Array)
+        and not isinstance(array, jax.core.Tracer)
+        and array.shape == place.shape
+        and array.dtype == place.dtype
+        and device_name(array.devices()) == place.device
+    )
 
 
 def store(found: Fitting) -> None:
     """Write arrays that fit, all to one device, once all of them are there."""
     # What comes from the memory itself could be changed by the first write before it is read.
-    buffers = {id(part.buffer): part.buffer for view, _ in found for part in _parts(view)}.values()
+    buffers = {id(part.buffer): part.buffer for place, _ in found for part in place.parts}.values()
     if all(isinstance(buffer, DeviceBuffer) for buffer in buffers):
         with jax.ensure_compile_time_eval():
             arrays = [
@@ -309,22 +356,18 @@ def store(found: Fitting) -> None:
                 for _, array in found
             ]
             arrays = [array.block_until_ready() for array in arrays]
-            for (view, _), array in zip(found, arrays, strict=True):
-                for number, part in enumerate(_parts(view)):
-                    column = array[:, number] if isinstance(view, Scattered) else array
-                    part.buffer.fill(part, column)
+            for (place, _), array in zip(found, arrays, strict=True):
+                for number, part in enumerate(place.parts):
+                    assert isinstance(part.buffer, DeviceBuffer)
+                    part.buffer.fill(part, array[:, number] if len(place.parts) > 1 else array)
         return
     values = [np.asarray(array) for _, array in found]
     for number, value in enumerate(values):
         if any(np.may_share_memory(value, buffer.root) for buffer in buffers):
             values[number] = value.copy()
-    for (view, _), value in zip(found, values, strict=True):
-        for number, part in enumerate(_parts(view)):
-            part.numpy()[...] = value[:, number] if isinstance(view, Scattered) else value
-
-
-def _parts(view: View | Scattered) -> Sequence[View]:
-    return view.parts if isinstance(view, Scattered) else [view]
+    for (place, _), value in zip(found, values, strict=True):
+        for number, target in enumerate(place.targets):
+            target[...] = value[:, number] if len(place.parts) > 1 else value
 
 
 def _overlaps(array: jax.Array, buffer: Buffer) -> bool:
@@ -468,9 +511,13 @@ def _check_kind(number: int, array: object) -> None:
 
 def _describe(number: int, array: jax.Array) -> tuple[tuple[int, ...], str, str]:
     _check_kind(number, array)
-    if isinstance(array, jax.core.Tracer):
+    _check_real(f"tensor number {number}", isinstance(array, jax.core.Tracer))
+    return array.shape, array.dtype.name, device_name(array.devices())
+
+
+def _check_real(what: str, traced: bool) -> None:
+    if traced:
         raise TypeError(
-            f"tensor number {number} is traced: write outside of jit, to what it returned; inside, "
+            f"{what} is traced: write outside of jit, to what it returned; inside, "
             f"soaview_jax.update replaces columns"
         )
-    return array.shape, array.dtype.name, device_name(array.devices())

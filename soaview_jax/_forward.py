@@ -11,10 +11,8 @@ import numpy as np
 
 from soaview import SoA, Spec
 from soaview._forward import Pairs, pairs, results, work
-from soaview._soa import check_columns, check_writable
-from soaview._views import views_or_columns
 
-from ._arrays import Fitting, arrays, batch, fitting, store
+from ._arrays import Fitting, arrays, batch, fitting, places_of, store
 from ._tree import INT32_MAX, x64
 
 
@@ -65,9 +63,7 @@ def forward(
     ins, outs = pairs("inputs", inputs), pairs("outputs", outputs)
     task = work(ins, outs, batch_size, whole, progress)
     for soa, spec in outs:
-        views_or_columns(soa, spec)
-        check_writable(soa)
-        check_columns(soa.layout, spec)
+        places_of(soa, spec)  # raises
     if task.batched and task.rows > INT32_MAX and not x64():
         raise ValueError(
             f"JAX does not count to {task.rows} rows while 64-bit types are switched off; switch "
@@ -91,7 +87,7 @@ def forward(
         if progress:
             jax.block_until_ready(made)  # type: ignore[no-untyped-call]
         for soa, spec, values in results(made, task.outputs_of(rows)):
-            found += fitting(soa, spec, values)
+            found += fitting(soa, spec, places_of(soa, spec), values)
     store(found)
 
 

@@ -67,11 +67,14 @@ class NumPyAdapter:
 
     def write(self, soa: SoA, spec: Spec, tensors: Sequence[Any]) -> None:
         """Under test."""
-        from soaview._soa import targets
+        from soaview._soa import check_given, check_writable
+        from soaview._views import views_or_columns
 
         tensors = [np.array(tensor) for tensor in tensors]
-        given = [(t.shape, t.dtype.name, "cpu") for t in tensors]
-        for view, tensor in zip(targets(soa, spec, given), tensors, strict=True):
+        found = views_or_columns(soa, spec)
+        check_writable(soa)
+        check_given(soa, spec, found, [(t.shape, t.dtype.name, "cpu") for t in tensors])
+        for view, tensor in zip(found, tensors, strict=True):
             if isinstance(view, View):
                 view.numpy()[...] = tensor
             else:
