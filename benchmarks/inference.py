@@ -1,5 +1,6 @@
-"""From SoA to SoA, five networks: `python benchmarks/inference.py`.
+"""From SoA to SoA: `python benchmarks/inference.py`.
 
+The five networks of `examples`, and one that begins with a normalization:
 `forward` against what people write: a stack of the columns for each tensor, the model, and an
 assignment for each column of the results (the columns' NumPy views are ready beforehand); and
 against the model alone, on contiguous tensors that are ready. All run interleaved, round by round,
@@ -23,11 +24,47 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import soaview_jax
 import soaview_torch
-from soaview import SoA, Spec
+from soaview import Column, Layout, SoA, Spec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-NETWORKS = ["simple_net", "masked_net", "multi_head_net", "track_hit_deep_set", "tiny_resnet"]
+NETWORKS = [
+    "simple_net",
+    "masked_net",
+    "multi_head_net",
+    "track_hit_deep_set",
+    "tiny_resnet",
+    "norm_first",
+]
 LARGEST = {"tiny_resnet": 10**4}
+
+
+class NormFirst:
+    """A normalization, then a dense layer, on 16 columns: what strides could cost."""
+
+    names = tuple(f"x{i}" for i in range(16))
+    layout = Layout([Column(name, "float32") for name in names])
+    result = Layout([Column("y", "float32")])
+
+    @staticmethod
+    def Net() -> torch.nn.Module:  # noqa: N802 - as the examples have it
+        return torch.nn.Sequential(torch.nn.BatchNorm1d(16), torch.nn.Linear(16, 1))
+
+    @staticmethod
+    def net(weights: dict[str, Any], x: Any) -> Any:
+        mean, variance = weights["0.running_mean"], weights["0.running_var"]
+        x = (x - mean) / jax.numpy.sqrt(variance + 1e-5) * weights["0.weight"] + weights["0.bias"]
+        return x @ weights["1.weight"].T + weights["1.bias"]
+
+    @classmethod
+    def event(cls, rows: int) -> Any:
+        soa, random = cls.layout.allocate(rows), np.random.default_rng(rows)
+        for name in cls.names:
+            soa[name][:] = random.normal(size=rows)
+        return (soa, Spec(x=cls.names)), (cls.result.allocate(rows), Spec(y=["y"]))
+
+
+def network(name: str) -> Any:
+    return NormFirst if name == "norm_first" else importlib.import_module(name)
 
 
 def sources(soa: SoA, spec: Spec) -> list[list[np.ndarray]]:
@@ -153,7 +190,7 @@ def main() -> None:
     print(f"| network | rows | by | soaview, us | {ratios} |")
     print("|---|---|---|---|---|---|---|---|")
     for name in asked.networks:
-        example = importlib.import_module(name)
+        example = network(name)
         for power in range(2, 7):
             rows = 10**power
             if rows > min(asked.most, LARGEST.get(name, asked.most)):
@@ -167,7 +204,7 @@ def main() -> None:
                 print(*cells, sep=" | ", end=" |\n", flush=True)
     print("\nBytes that torch's operations read and write for each row of 1000:")
     for name in asked.networks:
-        calls = ways(importlib.import_module(name), 1000)["torch"]
+        calls = ways(network(name), 1000)["torch"]
         counts = {way: moved(calls[way]) // 1000 for way in ("alone", "soaview", "torch.stack")}
         print(f"{name}: {', '.join(f'{way} {count}' for way, count in counts.items())}")
 

@@ -1,7 +1,9 @@
 """JAX arrays over an SoA, without moving a byte, and the SoA itself as a pytree."""
 
-from ._arrays import arrays, to, update, write
+from ._arrays import arrays
 from ._forward import forward
+from ._move import to
 from ._rows import mask, segments
+from ._write import update, write
 
 __all__ = ["arrays", "forward", "mask", "segments", "to", "update", "write"]

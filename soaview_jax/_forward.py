@@ -12,8 +12,9 @@ import numpy as np
 from soaview import SoA, Spec
 from soaview._forward import Pairs, pairs, results, work
 
-from ._arrays import Fitting, arrays, batch, fitting, places_of, store
+from ._arrays import arrays, batch
 from ._tree import INT32_MAX, x64
+from ._write import Fitting, fitting, places_of, store
 
 
 def forward(

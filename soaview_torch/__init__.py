@@ -3,6 +3,7 @@
 from ._forward import forward
 from ._jagged import jagged
 from ._move import empty, to
-from ._tensors import tensors, write
+from ._tensors import tensors
+from ._write import write
 
 __all__ = ["empty", "forward", "jagged", "tensors", "to", "write"]

@@ -12,7 +12,8 @@ from soaview import SoA
 from soaview._forward import Pair, Pairs, pairs, results, work
 
 from ._memory import Memory
-from ._tensors import Fitting, fitting, places_of, store, tensors
+from ._tensors import tensors
+from ._write import Fitting, fitting, places_of, store
 
 
 def forward(

@@ -17,7 +17,7 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(blocks) == 7
+    assert len(blocks) == 9
     described = names["layout"].describe(names["rows"]).splitlines()
     assert "\n".join(f"    {line}".rstrip() for line in described) in README
 

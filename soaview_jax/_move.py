@@ -1,0 +1,78 @@
+"""SoAs on other devices."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from soaview import SoA, SoABlocks
+from soaview._runs import runs
+from soaview._views import check_soa
+
+from ._tree import (
+    from_leaves,
+    leaves,
+    shards,
+)
+
+Movable = TypeVar("Movable", SoA, SoABlocks)
+
+
+def to(soa: Movable, device: jax.Device | NamedSharding) -> Movable:
+    """The SoA on another device, or split over those of a mesh, for the inside of `jit`.
+
+    One transfer for each device and leaf, which is a run of neighbouring fields of one dtype;
+    scalars go to all devices. On the CPU a part may be the memory itself, so leave that alone while
+    the result is in use.
+
+    Args:
+        soa: any, or blocks of them.
+        device: one of `jax.devices()`; or a sharding of the row axis alone:
+            `NamedSharding(mesh, PartitionSpec("rows"))`.
+
+    Raises:
+        TypeError, ValueError: another kind of device or sharding; padded rows that the devices do
+            not divide.
+
+    >>> from jax.sharding import NamedSharding, PartitionSpec
+    >>> from soaview import Column, Layout
+    >>> mesh = jax.make_mesh((1,), ("rows",))
+    >>> soa = Layout([Column("x", "float32")]).pack({"x": [1.0, 2.0]})
+    >>> to(soa, NamedSharding(mesh, PartitionSpec("rows")))
+    SoA(2 rows, 128 bytes on cpu, read-only: x)
+    """
+    if isinstance(soa, SoABlocks):
+        moved = {name: _to(block, device) for name, block in soa.items()}
+        return SoABlocks.of(soa.layout, moved, soa.rows)
+    return _to(soa, device)
+
+
+def _to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
+    check_soa(soa)
+    if isinstance(device, jax.Device):
+        return from_leaves(soa.layout, soa.rows, jax.device_put(leaves(soa), device))
+    sharding = device
+    if (
+        not isinstance(sharding, NamedSharding)
+        or len(sharding.spec) > 1
+        or PartitionSpec.UNCONSTRAINED in sharding.spec
+    ):
+        raise TypeError(
+            f"device must be a jax.Device or a NamedSharding of one axis, that of the rows, such "
+            f"as NamedSharding(mesh, PartitionSpec('rows')), got {sharding!r:.200}"
+        )
+    columns, scalars = sharding.update(spec=(None, *sharding.spec)), sharding.update(spec=())
+    parts = shards(sharding, 0)
+    even = soa.layout.dense_rows(1) * parts
+    shardings = []
+    for run in runs(soa.layout, soa.rows):
+        shardings.append(columns if soa.layout.field(run.names[0]).per_row else scalars)
+        if shardings[-1] is columns and run.shape[1] % parts:
+            raise ValueError(
+                f"{parts} devices do not divide the {run.shape[1]} padded rows of "
+                f"{run.names[0]!r}; lay the SoA out for {-(-soa.rows // even) * even} rows, and "
+                f"use soaview_jax.mask"
+            )
+    return from_leaves(soa.layout, soa.rows, jax.device_put(list(leaves(soa)), shardings))
