@@ -162,6 +162,7 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
             replaced twice; a 64-bit dtype while JAX has them switched off.
 
     >>> from soaview import Column, Layout, Spec
+    >>> from soaview_jax import arrays
     >>> layout = Layout([Column("x", "float32"), Column("y", "float32")])
     >>> @jax.jit
     ... def double(soa):
