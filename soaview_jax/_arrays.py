@@ -112,13 +112,13 @@ def arrays(
         return [next(copies if obstacle else aliases) for obstacle in obstacles]
 
 
-def batch(soa: SoA, spec: Spec, first: jax.Array) -> list[jax.Array]:
-    """The arrays of a traced SoA's rows, counted from a traced `first` instead of from 0."""
+def batch(soa: SoA, spec: Spec, start: jax.Array) -> list[jax.Array]:
+    """The arrays of as many rows as a traced SoA has, from a traced `start` on."""
     found = views_or_columns(soa, spec)
     if not x64():
         for view in found:
             check_width(view)
-    return [cut(view, first) for view in found]
+    return [cut(view, start) for view in found]
 
 
 def check_width(view: View | Scattered) -> None:

@@ -109,10 +109,10 @@ class _Call(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def _run(call: _Call, dynamic: list[Any], soas: list[SoA], first: jax.Array) -> Any:
+def _run(call: _Call, dynamic: list[Any], soas: list[SoA], start: jax.Array) -> Any:
     both = zip(call.static, dynamic, strict=True)
     fn = jax.tree.unflatten(call.tree, [s if d is None else d for s, d in both])
     given: list[jax.Array] = []
     for soa, spec, split in zip(soas, call.specs, call.split, strict=True):
-        given += batch(soa[: call.size], spec, first) if split else arrays(soa, spec)
+        given += batch(soa[: call.size], spec, start) if split else arrays(soa, spec)
     return fn(*given)

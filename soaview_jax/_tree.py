@@ -285,10 +285,10 @@ def from_leaves(layout: Layout, rows: int, leaves: Iterable[Any]) -> SoA:
     return SoA(layout, Leaves(layout, rows, tuple(leaves)), rows, 0, rows)
 
 
-def cut(view: View | Scattered, shift: jax.Array | None = None) -> jax.Array:
+def cut(view: View | Scattered, start: jax.Array | None = None) -> jax.Array:
     """The view's array, cut from its leaf: for XLA to fuse into what reads it.
 
-    Its rows are those that `shift` more rows come before.
+    Its rows begin where the view's do, or at a traced `start`.
     """
     if 0 in view.shape:
         return jnp.zeros(view.shape, view.dtype)
@@ -296,11 +296,10 @@ def cut(view: View | Scattered, shift: jax.Array | None = None) -> jax.Array:
     for place in _places(view):
         axes, numbers = place.in_memory()
         _check_shards(view, place)
-        if shift is None or not place.per_row:
+        if start is None or not place.per_row:
             block = lax.slice_in_dim(place.leaf, place.start, place.start + place.rows, axis=1)
         else:  # before the columns are chosen, so that a batch costs no more than its own rows
-            first = place.start + shift
-            block = lax.dynamic_slice_in_dim(place.leaf, first, place.rows, axis=1)
+            block = lax.dynamic_slice_in_dim(place.leaf, start, place.rows, axis=1)
         steps = {int(step) for step in np.diff(numbers)} or {1}
         if len(steps) == 1 and min(steps) > 0:
             block = lax.slice_in_dim(block, int(numbers[0]), int(numbers[-1]) + 1, *steps)

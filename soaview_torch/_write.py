@@ -112,11 +112,11 @@ def places_of(soa: SoA, spec: Spec) -> list[Place]:
 def _fits(place: Place, tensor: torch.Tensor) -> bool:
     return (
         type(tensor) is torch.Tensor
+        and not tensor.is_nested  # which has no shape
         and tensor.shape == place.shape
         and tensor.dtype is place.dtype
         and tensor.device == place.device
         and tensor.layout is torch.strided
-        and not tensor.is_nested
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
 

@@ -403,6 +403,7 @@ def test_inference_mode():
     # Results that require gradients bring no graph into the memory.
     parameter = torch.nn.Parameter(torch.ones(33))
     soaview_torch.forward(lambda x: parameter, (soa, Spec(x="x")), (out, Spec(a="a")))
+    assert not any(flat.requires_grad for flat in out.buffer.imports["torch"].values())
     assert not soaview_torch.tensors(out, Spec(a="a"))[0].requires_grad
     assert out["a"].tolist() == [1] * 33
 
@@ -461,6 +462,15 @@ def test_jax_wants_64_bit_types_switched_on():
         pairs = (soa, Spec(x="x")), (out, Spec(t="total"))
         soaview_jax.forward(lambda x: x.astype("float64"), *pairs, batch_size=8)
     np.testing.assert_array_equal(out["total"], soa["x"])
+
+
+def test_jax_counts_rows_in_32_bits():
+    """Without 64-bit types JAX cannot find the rows of batches that begin past 2^31."""
+    soa = Layout([Column("k", "int8")]).allocate(2**31 + 1)
+    out = Layout([Column("k", "int8")]).allocate(2**31 + 1)
+    pairs = (soa, Spec(k="k")), (out, Spec(k="k"))
+    with pytest.raises(ValueError, match="does not count to 2147483649 rows.*switch them on"):
+        soaview_jax.forward(never, *pairs, batch_size=2**30)
 
 
 def test_what_jax_made_goes_in():

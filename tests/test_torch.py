@@ -297,11 +297,14 @@ def test_odd_tensors_are_not_half_written():
     with FakeTensorMode():
         fake = torch.ones(10)
     own = torch.ones(10).as_subclass(type("Own", (torch.Tensor,), {}))
+    with warnings.catch_warnings(action="ignore"):  # it is a prototype, torch says
+        nested = torch.nested.nested_tensor([torch.ones(10)], layout=torch.strided)
     for odd in (
         fake,
         own,
         torch.ones(10).to_sparse(),
         torch.nested.nested_tensor([torch.ones(10)], layout=torch.jagged),
+        nested,
     ):
         with pytest.raises(TypeError, match="tensor number 1: .*expected a plain dense"):
             write(soa, Spec(x="x", y="y"), [torch.ones(10), odd])
@@ -596,3 +599,14 @@ def test_every_call_waits():
 def test_public_names():
     """The public door is what it is."""
     assert soaview_torch.__all__ == ["empty", "forward", "jagged", "tensors", "to", "write"]
+
+
+def test_writes_follow_the_memory():
+    """What was prepared for a write is not used once torch has moved its tensors elsewhere."""
+    soa = Layout([Column("x", "float32")]).allocate(5)
+    spec = Spec(x="x")
+    write(soa, spec, [torch.ones(5)])
+    [x] = tensors(soa, spec)
+    x.share_memory_()
+    write(soa, spec, [torch.full((5,), 2.0)])
+    assert soa["x"].tolist() == [2] * 5
