@@ -128,8 +128,8 @@ class Blocks(Mapping[str, Layout]):
             As `Layout.wrap`, and KeyError: a row count that is missing, or of no block.
         """
         counts = self._rows(rows)
-        widest = max(layout.sizes[-1] for layout in self.values())
-        return SoABlocks(self, counts, held(buffer, self.nbytes(counts), widest))
+        # Bytes; each block then wants the alignment that its own items need.
+        return SoABlocks(self, counts, held(buffer, self.nbytes(counts), 1))
 
     def _rows(self, rows: Mapping[str, int]) -> dict[str, int]:
         if not isinstance(rows, Mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from itertools import pairwise
 
 import jax
@@ -256,8 +257,9 @@ def test_blocks_in_jax():
         assert soas.readonly
         assert soas.device == "cpu"
         np.testing.assert_array_equal(soas["hits"]["x"], np.arange(33) % 10)
-        own = copy.deepcopy(soas)
-        np.testing.assert_array_equal(own["hits"]["x"], np.arange(33) % 10)
+        for own in (copy.deepcopy(soas), pickle.loads(pickle.dumps(soas))):
+            np.testing.assert_array_equal(own["hits"]["x"], np.arange(33) % 10)
+            assert own.buffer.nbytes == BLOCKS.nbytes(ROWS)
         assert copy.copy(soas)["hits"] is soas["hits"]
     with pytest.raises(BufferError, match="JAX made these SoAs"):
         _ = made.buffer
