@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NoReturn
 
-from ._buffer import Buffer, aligned_zeros, check_rows
+from ._buffer import Buffer, aligned_zeros, check_held, check_rows
 from ._device import held
 from ._fields import check_name, freeze
 from ._layout import Layout
@@ -39,7 +40,7 @@ class Blocks(Mapping[str, Layout]):
     128
     """
 
-    layouts: dict[str, Layout]
+    layouts: Mapping[str, Layout]
     alignment: int
 
     def __init__(self, layouts: Mapping[str, Layout]) -> None:
@@ -58,7 +59,7 @@ class Blocks(Mapping[str, Layout]):
                     f"blocks need one alignment: {first!r} has {one.alignment}, {name!r} has "
                     f"{layout.alignment}"
                 )
-        freeze(self, layouts=dict(layouts), alignment=one.alignment)
+        freeze(self, layouts=MappingProxyType(dict(layouts)), alignment=one.alignment)
 
     def __getitem__(self, name: str) -> Layout:
         if not isinstance(name, str) or name not in self.layouts:
@@ -80,10 +81,10 @@ class Blocks(Mapping[str, Layout]):
         return hash(tuple(self.layouts.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Blocks, (self.layouts,)
+        return Blocks, (dict(self.layouts),)
 
     def __repr__(self) -> str:
-        return f"Blocks({self.layouts!r})"
+        return f"Blocks({dict(self.layouts)!r})"
 
     def nbytes(self, rows: Mapping[str, int]) -> int:
         """Bytes of the whole buffer, at so many rows of each block."""
@@ -127,7 +128,7 @@ class Blocks(Mapping[str, Layout]):
         Raises:
             As `Layout.wrap`, and KeyError: a row count that is missing, or of no block.
         """
-        counts = self._rows(rows)
+        counts = {name: check_held(count) for name, count in self._rows(rows).items()}
         # Bytes; each block then wants the alignment that its own items need.
         return SoABlocks(self, counts, held(buffer, self.nbytes(counts), 1))
 
@@ -170,9 +171,9 @@ class SoABlocks(Mapping[str, SoA]):
 
     __slots__ = ("__weakref__", "_buffer", "_soas", "layout", "rows")
 
-    def __init__(self, layout: Blocks, rows: dict[str, int], memory: Buffer) -> None:
+    def __init__(self, layout: Blocks, rows: Mapping[str, int], memory: Buffer) -> None:
         self.layout = layout
-        self.rows = rows
+        self.rows: Mapping[str, int] = MappingProxyType(dict(rows))
         self._buffer: Buffer | None = memory
         self._soas = {}
         for name, (first, nbytes) in layout._places(rows).items():
@@ -180,10 +181,11 @@ class SoABlocks(Mapping[str, SoA]):
             self._soas[name] = SoA(layout[name], part, rows[name], 0, rows[name])
 
     @classmethod
-    def of(cls, layout: Blocks, soas: dict[str, SoA], rows: dict[str, int]) -> SoABlocks:
+    def of(cls, layout: Blocks, soas: dict[str, SoA], rows: Mapping[str, int]) -> SoABlocks:
         """Blocks that do not lie in one buffer, such as JAX makes them."""
         found = cls.__new__(cls)
-        found.layout, found.rows, found._soas, found._buffer = layout, rows, soas, None
+        found.layout, found.rows = layout, MappingProxyType(dict(rows))
+        found._soas, found._buffer = soas, None
         return found
 
     @property
@@ -243,7 +245,7 @@ class SoABlocks(Mapping[str, SoA]):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """As layout, rows and the memory's bytes, which protocol 5 may send out of band."""
         soas = copy.deepcopy(self) if self._buffer is None else self
-        return rebuilt, (self.layout, self.rows, sent(soas.buffer.root, protocol))
+        return rebuilt, (self.layout, dict(self.rows), sent(soas.buffer.root, protocol))
 
     def __repr__(self) -> str:
         return f"SoABlocks({', '.join(f'{name}: {soa!r}' for name, soa in self.items())})"

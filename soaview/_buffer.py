@@ -62,6 +62,14 @@ def check_rows(value: object) -> int:
     return rows
 
 
+def check_held(value: object) -> int:
+    """A row count that memory can have."""
+    rows = check_rows(value)
+    if rows > INT64_MAX:
+        raise ValueError(f"{rows} rows are more than memory can have")
+    return rows
+
+
 Geometry = tuple[str, str, int, tuple[int, ...], tuple[int, ...], int]
 """One view: tensor name, dtype, bytes of an item; shape, strides and offset in elements."""
 

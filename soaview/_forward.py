@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ._buffer import exact_int
-from ._soa import SoA
+from ._soa import SoA, check_columns, check_writable
 from ._spec import Spec, Value, columns_of
+from ._views import views, views_or_columns
 
 Pair = tuple[SoA, Spec]
 Pairs = Pair | Sequence[Pair]
@@ -40,9 +43,9 @@ class Work(NamedTuple):
 
     def batches(self) -> Iterable[slice]:
         """The rows of each batch, one after another."""
-        if not self.batched:
-            return [slice(None)] if self.rows else []
-        firsts = range(0, self.rows, self.size)
+        if not self.batched and not self.progress:
+            return [slice(0, self.rows)] if self.rows else []
+        firsts = range(0, self.rows, max(self.size, 1))
         found = (slice(first, min(first + self.size, self.rows)) for first in firsts)
         return _shown(found, self.rows) if self.progress else found
 
@@ -102,10 +105,18 @@ def work(
             )
     if len(outs) > 1:
         _check_written_once(outs)
+    if not any(soa.rows for soa, _ in outs):  # or else an empty event would hide a mistake
+        for soa, spec in (*ins, *outs):
+            views_or_columns(soa, spec)
+        for soa, spec in outs:
+            check_writable(soa)
+            check_columns(soa.layout, spec)
     if batch_size is None and not whole:
         rows = first.rows or sum(soa.rows + len(_scalars(spec)) for soa, spec in outs)
         return Work(ins, outs, [], rows, rows, progress)
-    kept = [whole] if isinstance(whole, SoA) else list(whole)  # type: ignore[call-overload]
+    kept = [whole] if isinstance(whole, SoA) else whole
+    if not isinstance(kept, (tuple, list)):
+        raise TypeError(f"whole= takes an SoA or a list of SoAs, got {whole!r:.200}")
     for soa in kept:
         if not any(soa is given for given, _ in ins):
             raise ValueError(f"whole= takes SoAs that are inputs, got {soa!r:.200}")
@@ -114,7 +125,9 @@ def work(
     return _split(ins, outs, exact_int(batch_size, "batch_size"), kept, progress)
 
 
-def _split(ins: list[Pair], outs: list[Pair], size: int, kept: list[SoA], progress: bool) -> Work:
+def _split(
+    ins: list[Pair], outs: list[Pair], size: int, kept: Sequence[SoA], progress: bool
+) -> Work:
     rows = outs[0][0].rows
     if size < 1:
         raise ValueError(f"batch_size must be positive, got {size}")
@@ -178,16 +191,32 @@ def _scalars(spec: Spec) -> list[str]:
 
 
 def _check_written_once(outputs: list[Pair]) -> None:
-    """Across pairs; within one, the adapter's `write` checks."""
-    written: set[tuple[int, str]] = set()
-    for soa, spec in outputs:
-        columns = {(id(soa.buffer), c) for entry in spec.values() for c in columns_of(entry)}
-        if both := written & columns:
+    """Across pairs, by where their columns' memory is; within one, the adapter checks."""
+    taken: list[tuple[int, int, str]] = []
+    for number, (soa, spec) in enumerate(outputs):
+        check_writable(soa)
+        for entry in spec.values():
+            for name in columns_of(entry):
+                value = name if soa.layout.field(name).per_row else Value(name)
+                [view] = views(soa, Spec({name: value}))
+                rows = view.shape[0] if view.shape else 1
+                for place in np.ndindex(view.shape[1:]):
+                    steps = sum(n * s for n, s in zip(place, view.strides[1:], strict=True))
+                    begin = view.address + steps * view.itemsize
+                    taken.append((begin, begin + rows * view.itemsize, f"{number}: {name!r}"))
+    taken = sorted(span for span in taken if span[0] < span[1])
+    for (_, end, one), (begin, _, other) in pairwise(taken):
+        if begin < end and one != other:
             raise ValueError(
-                f"outputs: column {min(name for _, name in both)!r} would be written twice, by two "
-                f"pairs of one SoA; name every column once"
+                f"outputs: the same memory would be written twice, as columns of pairs {one} and "
+                f"{other}; name every column once"
             )
-        written |= columns
+
+
+def check_model(model: object) -> None:
+    """A model is something to be called."""
+    if not callable(model):
+        raise TypeError(f"the model must be callable, got {model!r:.200}")
 
 
 def _shown(batches: Iterable[slice], rows: int) -> Iterator[slice]:

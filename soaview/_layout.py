@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ._buffer import INT64_MAX, ITEMSIZE, Buffer, aligned_zeros, check_rows, exact_int
+from ._buffer import INT64_MAX, ITEMSIZE, Buffer, aligned_zeros, check_held, check_rows, exact_int
 from ._device import held, located, pointed
 from ._fields import Column, Scalar, freeze
 from ._soa import SoA, pack
@@ -234,9 +234,7 @@ class Layout:
         SoA(3 rows, 128 bytes on cpu: pt)
         """
         if type(rows) is not int or not 0 <= rows <= INT64_MAX:
-            rows = check_rows(rows)
-            if rows > INT64_MAX:
-                raise ValueError(f"{rows} rows are more than memory can have")
+            rows = check_held(rows)
         hold = Buffer if type(buffer) is np.ndarray else held
         return SoA(self, hold(buffer, self._total(rows), self.sizes[-1]), rows, 0, rows)
 
@@ -279,7 +277,7 @@ class Layout:
         >>> layout.from_pointer(memory.ctypes.data, 3, device="cpu", owner=memory)["pt"]
         array([0., 0., 0.], dtype=float32)
         """
-        rows = check_rows(rows)
+        rows = check_held(rows)
         memory = located(address, device, self._total(rows), nbytes, readonly, stream)
         buffer = pointed(memory, self.sizes[-1], owner, finalizer)
         return SoA(self, buffer, rows, 0, rows)

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 
 def check_cuts(offsets: object, counts: object) -> None:
     """One of the two is given."""
     if (offsets is None) == (counts is None):
         raise TypeError("pass either offsets, one more than there are events, or counts=")
+
+
+def host_cuts(what: str, given: Any, rows: int) -> NDArray[np.int64]:
+    """Offsets or counts that are on the host, checked one by one."""
+    try:
+        found = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{what} must be integers along one axis: {error}") from error
+    check_kind(what, found.shape, not found.size or found.dtype.kind in "iu", found.dtype)
+    if found.size:
+        check_numbers(what, rows, int(found.min()), int(found.max()))
+    return found.astype(np.int64)
 
 
 def check_kind(what: str, shape: tuple[int, ...], integer: bool, dtype: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, NoReturn, overload
@@ -291,6 +291,13 @@ def check_writable(soa: SoA) -> None:
             "the SoA's memory is read-only and cannot be written to; wrap memory that can: "
             'a file with numpy.memmap(mode="r+"), or a copy in layout.allocate(rows).buffer.root'
         )
+
+
+def numbered(spec: Spec, given: Sequence[Any]) -> list[str]:
+    """What messages call tensors that are given for a spec: by name, if there are as many."""
+    if len(given) != len(spec):
+        return [f"tensor number {number}" for number in range(len(given))]
+    return [f"tensor {name!r}" for name in spec]
 
 
 def check_given(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import jax
 import numpy as np
 
 from soaview import SoA, Spec
-from soaview._forward import Pairs, pairs, results, work
+from soaview._forward import Pairs, check_model, pairs, results, work
 
 from ._arrays import arrays, batch
-from ._tree import INT32_MAX, x64
+from ._tree import INT32_MAX, NARROW, x64
 from ._write import Fitting, fitting, places_of, store
 
 
@@ -36,10 +38,11 @@ def forward(
     rows are done without running the function.
 
     Args:
-        fn: any function of arrays that can be traced. Pass the same object again and again: what is
-            equal to none before is compiled anew, and kept. Weights go best in a pytree that can be
-            called, such as `jax.tree_util.Partial(apply, weights)` or an Equinox module, whose
-            arrays are arguments; those that a function has closed over are constants.
+        fn: any function of arrays that can be traced. Pass the same object again and again: another
+            one is compiled anew. What was compiled goes with a plain function, and is kept of other
+            callables. Weights go best in a pytree that can be called, such as
+            `jax.tree_util.Partial(apply, weights)` or an Equinox module, whose arrays are
+            arguments; what a function has closed over is a constant.
         inputs: a pair `(soa, spec)`, or a list of pairs: SoAs of any row counts, on one device.
         outputs: likewise; writable, on the same device. They may be the inputs themselves.
         batch_size: run on so many rows at a time, the last batch short. Split are the SoAs that
@@ -61,6 +64,7 @@ def forward(
     >>> soa["sum"]
     array([4., 6.], dtype=float32)
     """
+    check_model(fn)
     ins, outs = pairs("inputs", inputs), pairs("outputs", outputs)
     task = work(ins, outs, batch_size, whole, progress)
     for soa, spec in outs:
@@ -70,11 +74,7 @@ def forward(
             f"JAX does not count to {task.rows} rows while 64-bit types are switched off; switch "
             f"them on"
         )
-    leaves, tree = jax.tree.flatten(fn)
-    dynamic = [leaf if isinstance(leaf, (jax.Array, np.ndarray)) else None for leaf in leaves]
-    static = tuple(
-        None if leaf is array else leaf for leaf, array in zip(leaves, dynamic, strict=True)
-    )
+    run, function, weights = _compiled(fn)
     specs = tuple(spec for _, spec in ins)
     split = tuple(task.split) if task.batched else (False,) * len(ins)
     given = [soa for soa, _ in ins]
@@ -83,8 +83,7 @@ def forward(
     found: Fitting = []
     for rows in task.batches():
         size = rows.stop - rows.start if task.batched else 0
-        call = _Call(tree, static, specs, split, size)
-        made = _run(call, dynamic, given, rows.start or 0)
+        made = run(_Call(function, specs, split, size), weights, given, rows.start)
         if progress:
             jax.block_until_ready(made)  # type: ignore[no-untyped-call]
         for soa, spec, values in results(made, task.outputs_of(rows)):
@@ -92,27 +91,84 @@ def forward(
     store(found)
 
 
-class _Call(NamedTuple):
-    """What a compiled call is compiled for, beside the SoAs' layouts and row counts.
+class _Function(NamedTuple):
+    """A function without its arrays, as a key of what was compiled.
 
     Attributes:
-        tree, static: of the function: what it is as a pytree, without its arrays.
+        tree, leaves: what it is as a pytree, with None for its arrays.
+        kinds: of the leaves, for 1, 1.0 and True are equal.
+    """
+
+    tree: Any
+    leaves: tuple[Any, ...]
+    kinds: tuple[type, ...]
+
+
+class _Call(NamedTuple):
+    """What a call is compiled for, beside the SoAs' layouts and row counts.
+
+    Attributes:
+        function: None for the one that the compiled call belongs to.
         specs, split: of the inputs.
         size: rows of the batch.
     """
 
-    tree: Any
-    static: tuple[Any, ...]
+    function: _Function | None
     specs: tuple[Spec, ...]
     split: tuple[bool, ...]
     size: int
 
 
+_COMPILED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""Of plain functions, which take what was compiled for them along when they go."""
+
+
+def _compiled(fn: Callable[..., Any]) -> tuple[Any, _Function | None, list[Any]]:
+    """What runs a function, and what it has to be told of it: its key, and its arrays."""
+    if type(fn) is FunctionType:
+        run = _COMPILED.get(fn)
+        if run is None:
+            own = ref(fn)
+            run = jax.jit(
+                lambda call, weights, soas, start: _run(own(), call, soas, start), static_argnums=0
+            )
+            _COMPILED[fn] = run
+        return run, None, []
+    leaves, tree = jax.tree.flatten(fn)
+    weights = [leaf if isinstance(leaf, (jax.Array, np.ndarray)) else None for leaf in leaves]
+    rest = tuple(
+        leaf if weight is None else None for leaf, weight in zip(leaves, weights, strict=True)
+    )
+    for weight in weights:
+        if isinstance(weight, np.ndarray) and weight.dtype.name in NARROW and not x64():
+            raise TypeError(
+                f"fn holds a NumPy array of {weight.dtype} and shape {weight.shape}, and JAX has "
+                f"64-bit types switched off: it would narrow it in silence; convert it first"
+            )
+    function = _Function(tree, rest, tuple(map(type, rest)))
+    try:
+        hash(function)
+    except TypeError as error:
+        raise TypeError(
+            f"fn cannot be told from others, for what it is made of has no hash ({error}); pass a "
+            f"function, or a pytree that can be called"
+        ) from error
+    return _run_any, function, weights
+
+
 @partial(jax.jit, static_argnums=0)
-def _run(call: _Call, dynamic: list[Any], soas: list[SoA], start: jax.Array) -> Any:
-    both = zip(call.static, dynamic, strict=True)
-    fn = jax.tree.unflatten(call.tree, [s if d is None else d for s, d in both])
+def _run_any(call: _Call, weights: list[Any], soas: list[SoA], start: jax.Array) -> Any:
+    function = call.function
+    assert function is not None
+    both = zip(function.leaves, weights, strict=True)
+    fn = jax.tree.unflatten(function.tree, [leaf if w is None else w for leaf, w in both])
+    return _run(fn, call, soas, start)
+
+
+def _run(fn: Any, call: _Call, soas: list[SoA], start: jax.Array) -> Any:
     given: list[jax.Array] = []
     for soa, spec, split in zip(soas, call.specs, call.split, strict=True):
-        given += batch(soa[: call.size], spec, start) if split else arrays(soa, spec)
+        # Where JAX is told not to compile, what it cannot view is copied.
+        cut = batch(soa[: call.size], spec, start) if split else arrays(soa, spec, copy=None)
+        given += cut
     return fn(*given)

@@ -10,7 +10,7 @@ import numpy as np
 
 from soaview import SoA
 from soaview._buffer import exact_int
-from soaview._ragged import check_cuts, check_kind, check_numbers, check_offsets
+from soaview._ragged import check_cuts, check_kind, check_offsets, host_cuts
 from soaview._views import check_soa
 
 from ._tree import INT32_MAX, x64
@@ -58,14 +58,12 @@ def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> jax.Array:
     check_cuts(offsets, counts)
     _check_count(soa)
     what, given = ("counts", counts) if offsets is None else ("offsets", offsets)
-    given = given if isinstance(given, jax.Array) else np.asarray(given)
-    integer = not given.size or jnp.issubdtype(given.dtype, jnp.integer)
-    check_kind(what, given.shape, integer, given.dtype)
     if isinstance(given, jax.core.Tracer):
-        ends = given.cumsum() if offsets is None else given[1:]
+        check_kind(what, given.shape, jnp.issubdtype(given.dtype, jnp.integer), given.dtype)
+        wide = given.astype(jnp.int64 if x64() else jnp.int32)
+        ends = wide.cumsum() if offsets is None else wide[1:]
     else:
-        host = np.asarray(given).astype(np.int64)
-        check_numbers(what, soa.rows, host.min(initial=0), host.max(initial=0))
+        host = host_cuts(what, given, soa.rows)
         host = np.concatenate([[0], host.cumsum()]) if offsets is None else host
         shortest = np.diff(host).min(initial=0)
         check_offsets(soa.rows, host[0], host[-1], shortest, all_rows=False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from soaview import SoA, Spec, View
 from soaview._buffer import Buffer, numpy_dtype
 from soaview._device import DeviceBuffer
-from soaview._soa import check_columns, check_given, check_writable
+from soaview._soa import check_columns, check_given, check_writable, numbered
 from soaview._views import Scattered, views_or_columns
 
 from ._arrays import check_width
@@ -75,7 +75,7 @@ Fitting = list[tuple[Place, jax.Array]]
 def places_of(soa: SoA, spec: Spec) -> list[Place]:
     """Where the spec's arrays are written."""
     ready = soa.ready.get("jax.write") if type(soa) is SoA else None
-    if ready is not None and ready[0] is spec:
+    if ready is not None and ready[0] is spec and not soa.readonly:
         return ready[1]  # type: ignore[no-any-return]
     found = views_or_columns(soa, spec)
     _check_real("the SoA", isinstance(soa.buffer, Leaves) and soa.buffer.traced)
@@ -94,7 +94,8 @@ def places_of(soa: SoA, spec: Spec) -> list[Place]:
 def fitting(soa: SoA, spec: Spec, places: list[Place], arrays: Sequence[jax.Array]) -> Fitting:
     """Where each array goes, if all of them fit there."""
     if len(arrays) != len(places) or not all(map(_fits, places, arrays)):
-        given = [_describe(number, array) for number, array in enumerate(arrays)]
+        both = zip(numbered(spec, arrays), arrays, strict=True)
+        given = [_describe(where, array) for where, array in both]
         check_given(soa, spec, views_or_columns(soa, spec), given)
     return list(zip(places, arrays, strict=True))
 
@@ -189,8 +190,8 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
     if not x64():
         for view in found:
             check_width(view)
-    for number, array in enumerate(arrays):
-        _check_kind(number, array)
+    for where, array in zip(numbered(spec, arrays), arrays, strict=True):
+        _check_kind(where, array)
     given = [(array.shape, array.dtype.name, soa.device) for array in arrays]
     check_given(soa, spec, found, given)
     changed = list(soa.buffer.leaves)
@@ -205,17 +206,17 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
     )
 
 
-def _check_kind(number: int, array: object) -> None:
+def _check_kind(where: str, array: object) -> None:
     if not isinstance(array, jax.Array):
         raise TypeError(
-            f"tensor number {number}: got {type(array).__name__}, expected a jax.Array; "
+            f"{where}: got {type(array).__name__}, expected a jax.Array; "
             f"jax.numpy.asarray makes one"
         )
 
 
-def _describe(number: int, array: jax.Array) -> tuple[tuple[int, ...], str, str]:
-    _check_kind(number, array)
-    _check_real(f"tensor number {number}", isinstance(array, jax.core.Tracer))
+def _describe(where: str, array: jax.Array) -> tuple[tuple[int, ...], str, str]:
+    _check_kind(where, array)
+    _check_real(where, isinstance(array, jax.core.Tracer))
     return array.shape, array.dtype.name, device_name(array.devices())
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import starmap
 from typing import Any
 
 import torch
 
-from soaview import SoA
-from soaview._forward import Pair, Pairs, pairs, results, work
+from soaview import SoA, Spec
+from soaview._forward import Pair, Pairs, check_model, pairs, results, work
+from soaview._soa import check_copy
 
 from ._memory import Memory
-from ._tensors import tensors
+from ._tensors import prepare, tensors
 from ._write import Fitting, fitting, places_of, store
 
 
@@ -34,7 +36,8 @@ def forward(
     Its results are one tensor, a tuple or list in the order of the outputs' specs, or a dict by the
     tensors' names. All of them are checked before any is written, once the model has run on all
     batches: if it raises, or gives what does not fit, nothing has been written. Each is written
-    with one copy, the only one. Outputs without rows are done without running the model.
+    with one copy, the only one; results of batches are kept as copies until then. Outputs without
+    rows are done without running the model.
 
     Args:
         model: any function of tensors.
@@ -46,14 +49,14 @@ def forward(
         whole: inputs that are not split, whatever their row count is. Name those that have nothing
             to do with the outputs' rows: their counts may be the same by chance.
         copy: of the inputs, as in `tensors`. `None` or `True` for memory that is read-only;
-            `True` where the model's first operation is slow on strides (convolutions,
-            normalizations), or writes into its input.
+            `True` where the model's first operation is slow on strides, or writes into its input.
         progress: show a bar (tqdm).
 
     Raises:
         TypeError, ValueError, KeyError, BufferError: inputs or outputs that do not go together;
             results of another number, name, kind, dtype, shape or device than their columns have.
-        RuntimeError: the model has written into its inputs.
+        RuntimeError: the model has written into its inputs by torch's in-place operations; by
+            `.data` or NumPy it goes unnoticed. Or it has moved the outputs' memory away.
 
     >>> from soaview import Column, Layout, Spec
     >>> layout = Layout([Column("x", "float32"), Column("y", "float32"), Column("sum", "float32")])
@@ -62,6 +65,8 @@ def forward(
     >>> soa["sum"]
     array([4., 6.], dtype=float32)
     """
+    check_copy(copy)
+    check_model(model)
     ins, outs = pairs("inputs", inputs), pairs("outputs", outputs)
     task = work(ins, outs, batch_size, whole, progress)
     found: Fitting = []
@@ -81,21 +86,43 @@ def _run(
     given: list[torch.Tensor] = []
     memories: list[Memory] = []
     for soa, spec in inputs:
-        given += tensors(soa, spec, copy=copy)
-        if "torch" in soa.buffer.imports:  # not where all were copied
-            memories.append(soa.buffer.imports["torch"])
+        memory = None if copy is True else _views(soa, spec, copy, given)
+        if memory is None:
+            given += tensors(soa, spec, copy=copy)
+        else:
+            memories.append(memory)
     versions = [memory.version for memory in memories]
     with torch.inference_mode(), _current(outputs[0][0].device):
         made = model(*given)
     if [memory.version for memory in memories] != versions:
         raise RuntimeError(
-            "the model has written into its inputs, and so changed the SoA's columns; drop its "
+            "the model has changed its inputs in place, and so the SoA's columns; drop its "
             "in-place operations (inplace=True) on them, or pass copy=True"
         )
     found: Fitting = []
     for (soa, spec, values), at in zip(results(made, outputs), places, strict=True):
         found += fitting(soa, spec, at, values)
     return found
+
+
+def _views(soa: SoA, spec: Spec, copy: bool | None, given: list[torch.Tensor]) -> Memory | None:
+    """Add the tensors to those given, and say which memory counts the writes into them.
+
+    It is imported for models alone: other writers, in other threads, are not counted.
+    """
+    ready = soa.ready.get("torch.forward")
+    if ready is None or ready[0] is not spec or not ready[2].as_imported():
+        try:
+            ready = prepare(soa, spec, False, "torch.forward")
+        except BufferError:
+            if copy is None:
+                return None
+            raise
+    memory: Memory = ready[2]
+    if memory.wait is not None:
+        memory.wait()
+    given += starmap(torch.as_strided, ready[3])
+    return memory
 
 
 def _current(device: str) -> AbstractContextManager[Any]:

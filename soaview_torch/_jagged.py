@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from soaview import SoA, Spec
-from soaview._ragged import check_cuts, check_kind, check_numbers, check_offsets
+from soaview._ragged import check_cuts, check_kind, check_numbers, check_offsets, host_cuts
 
 from ._tensors import tensors
 
@@ -47,11 +47,13 @@ def jagged(
             raise ValueError(f"tensor {name!r} is one value, and has no rows; leave it out")
     device = found[0].device if found else None
     what = "counts" if offsets is None else "offsets"
-    given = torch.as_tensor(counts if offsets is None else offsets, device=device)
+    given = counts if offsets is None else offsets
+    if not isinstance(given, torch.Tensor):
+        given = torch.from_numpy(host_cuts(what, given, soa.rows))
     real = given.is_floating_point() or given.is_complex() or given.dtype == torch.bool
     check_kind(what, tuple(given.shape), given.numel() == 0 or not real, given.dtype)
     with torch.inference_mode(False), torch.no_grad():
-        given = given.to(torch.int64, copy=True)
+        given = given.to(device, torch.int64, copy=True)
         none = given.new_zeros(1)
         cuts = given if counts is None else torch.cat([none, given.cumsum(0)])
         steps = torch.cat([none, cuts.diff()]) if len(cuts) < 2 else cuts.diff()

@@ -54,6 +54,18 @@ class Memory(dict[str, torch.Tensor]):
                 return False
         return True
 
+    def detached(self) -> Memory:
+        """The same storage, without the graph that has been written into it."""
+        found = Memory.__new__(Memory)
+        found.address, found.wait = self.address, self.wait
+        found.update({dtype: flat.detach() for dtype, flat in tuple(self.items())})
+        return found
+
+    @property
+    def moved(self) -> bool:
+        """Whether the storage is elsewhere than it was."""
+        return next(iter(self.values())).data_ptr() != self.address
+
     @property
     def version(self) -> int:
         """Torch's count of the writes."""
@@ -64,17 +76,17 @@ class Memory(dict[str, torch.Tensor]):
         return torch.as_strided(self[view.dtype], view.shape, view.strides, view.offset)
 
 
-def memory_of(buffer: Buffer) -> Memory:
-    """The buffer's memory as it was imported, if it still is as it was."""
-    kept: Memory | None = buffer.imports.get("torch")
+def memory_of(buffer: Buffer, key: str = "torch") -> Memory:
+    """The buffer's memory as it was imported under this key, if it still is as it was."""
+    kept: Memory | None = buffer.imports.get(key)
     if kept is not None and not kept.as_imported():
         # A graph belongs to the tensors of the call that brought it, not to the memory.
-        for dtype, flat in tuple(kept.items()):
-            kept[dtype] = flat.detach()
+        kept = kept.detached()
         if not kept.as_imported():
             kept = None
     if kept is None:
-        kept = buffer.imports["torch"] = Memory(as_given(buffer))
+        kept = Memory(as_given(buffer))
+    buffer.imports[key] = kept
     return kept
 
 

@@ -12,7 +12,7 @@ from soaview._device import DeviceBuffer
 from soaview._soa import check_copy
 from soaview._views import Scattered, geometry, views_or_columns
 
-from ._memory import Memory, as_given, memory_of
+from ._memory import Memory, memory_of
 
 
 def tensors(
@@ -56,17 +56,22 @@ def tensors(
         or ready[1] is not padded
         or not ready[2].as_imported()
     ):
-        ready = _prepare(soa, spec, padded)
+        ready = prepare(soa, spec, padded)
     if ready[2].wait is not None:
         ready[2].wait()
     return list(starmap(torch.as_strided, ready[3]))
 
 
-def _prepare(soa: SoA, spec: Spec, padded: bool) -> tuple[Any, ...]:
+def prepare(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> tuple[Any, ...]:
+    """Spec, padded, the memory, and the arguments of `torch.as_strided` for each tensor.
+
+    They are kept under the key, which has an import of the memory, and so a count of writes, of
+    its own.
+    """
     # What is imported in inference mode could never take part in a backward pass.
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
-            return _prepare(soa, spec, padded)
+            return prepare(soa, spec, padded, key)
     found = geometry(soa, spec, padded)
     buffer = soa.buffer
     if buffer.readonly and not buffer.piecewise:
@@ -75,12 +80,11 @@ def _prepare(soa: SoA, spec: Spec, padded: bool) -> tuple[Any, ...]:
             "change it, or crash. Ways out: copy=None copies it; a file can be mapped as private "
             'memory, numpy.memmap(mode="c"), or to be written itself, mode="r+"'
         )
-    memory = memory_of(buffer) if buffer.imports else Memory(as_given(buffer))
-    buffer.imports["torch"] = memory
+    memory = memory_of(buffer, key)
     calls = [
         (memory[dtype], shape, strides, offset) for _, dtype, _, shape, strides, offset in found
     ]
-    ready = soa.ready["torch"] = spec, padded, memory, calls
+    ready = soa.ready[key] = spec, padded, memory, calls
     return ready
 
 

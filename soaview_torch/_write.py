@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from soaview import SoA, Spec
-from soaview._soa import check_columns, check_given, check_writable
+from soaview._soa import check_columns, check_given, check_writable, numbered
 from soaview._views import Scattered, views_or_columns
 
 from ._memory import DTYPE, Memory, memory_of
@@ -65,13 +65,19 @@ Fitting = list[tuple[Place, torch.Tensor]]
 def fitting(soa: SoA, spec: Spec, places: list[Place], tensors: Sequence[torch.Tensor]) -> Fitting:
     """Where each tensor goes, if all of them fit there."""
     if len(tensors) != len(places) or not all(map(_fits, places, tensors)):
-        given = [_describe(number, t) for number, t in enumerate(tensors)]
+        both = zip(numbered(spec, tensors), tensors, strict=True)
+        given = [_describe(where, tensor) for where, tensor in both]
         check_given(soa, spec, views_or_columns(soa, spec), given)
     return list(zip(places, tensors, strict=True))
 
 
 def store(found: Fitting) -> None:
     """Write tensors that fit; no gradients are recorded where the caller has switched them off."""
+    if any(place.memory.moved for place, _ in found):
+        raise RuntimeError(
+            "the SoA's memory was moved away meanwhile, by share_memory_ of one of its tensors: "
+            "nothing was written"
+        )
     # A tensor over the memory itself could be changed by the first write before it is read.
     values = [
         value.clone() if any(_overlaps(value, place) for place, _ in found) else value
@@ -90,7 +96,7 @@ def store(found: Fitting) -> None:
 def places_of(soa: SoA, spec: Spec) -> list[Place]:
     """Where the spec's tensors are written."""
     ready = soa.ready.get("torch.write") if type(soa) is SoA else None
-    if ready is not None and ready[0] is spec and ready[1].as_imported():
+    if ready is not None and ready[0] is spec and ready[1].as_imported() and not soa.readonly:
         return ready[2]  # type: ignore[no-any-return]
     if torch.is_inference_mode_enabled():  # what is imported there has no version
         with torch.inference_mode(False):
@@ -121,17 +127,17 @@ def _fits(place: Place, tensor: torch.Tensor) -> bool:
     )
 
 
-def _describe(number: int, tensor: object) -> tuple[tuple[int, ...], str, str]:
+def _describe(where: str, tensor: object) -> tuple[tuple[int, ...], str, str]:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
-            f"tensor number {number}: got {type(tensor).__name__}, expected a torch.Tensor; "
+            f"{where}: got {type(tensor).__name__}, expected a torch.Tensor; "
             f"torch.as_tensor makes one"
         )
     # Only a plain tensor is sure to be read without a word when it is copied.
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
     if not plain or tensor.is_nested or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         raise TypeError(
-            f"tensor number {number}: got {type(tensor).__name__} of layout {tensor.layout}, "
+            f"{where}: got {type(tensor).__name__} of layout {tensor.layout}, "
             f"expected a plain dense torch.Tensor, outside of torch.func transforms"
         )
     device = str(tensor.device)
@@ -143,4 +149,6 @@ def _describe(number: int, tensor: object) -> tuple[tuple[int, ...], str, str]:
 def _overlaps(tensor: torch.Tensor, place: Place) -> bool:
     storage = tensor.untyped_storage()
     begin = storage.data_ptr()
+    if not storage.nbytes() and tensor.numel():
+        raise RuntimeError("the storage of a tensor was taken from it; nothing was written")
     return begin < place.end and place.memory.address < begin + storage.nbytes()

@@ -134,6 +134,10 @@ def test_a_mapping():
     assert repr(Blocks({"a": HITS})) == f"Blocks({{'a': {HITS!r}}})"
     with pytest.raises(AttributeError):
         BLOCKS.alignment = 64
+    with pytest.raises(TypeError):
+        BLOCKS.layouts["more"] = HITS
+    with pytest.raises(TypeError):
+        event.rows["hits"] = 71
     with pytest.raises(TypeError, match="write through the view"):
         event["hits"] = event["tracks"]
     with pytest.raises(KeyError, match="no block 'hit'; did you mean 'hits'"):
@@ -175,5 +179,8 @@ def test_bad_blocks():
         BLOCKS.wrap(bytearray(3711), ROWS)
     with pytest.raises(MemoryError, match=f"need {BLOCKS.nbytes({**ROWS, 'hits': 2**62})} bytes"):
         BLOCKS.allocate({**ROWS, "hits": 2**62})
+    scalars = Blocks({"s": Layout([Scalar("n", "int32")])})
+    with pytest.raises(ValueError, match="more than memory can have"):
+        scalars.allocate({"s": 2**70})
     with pytest.raises(BufferError, match="misaligned"):
         BLOCKS.wrap(np.zeros(4096, np.uint8)[1:], ROWS)

@@ -184,6 +184,31 @@ def test_segments_inside_jit(soa):
     assert len(traced) == 1
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int32"])
+def test_small_integers_inside_jit(dtype):
+    """Sums of counts are not counted in the counts' own type, nor rows in the offsets'."""
+    soa = LAYOUT.allocate(300)
+    counts = np.array([100, 100, 100], dtype)
+    ids = jax.jit(lambda s, c: soaview_jax.segments(s, counts=c))(soa, counts)
+    assert np.bincount(ids).tolist() == [100] * 3
+    offsets = np.array([0, 10, 100, 120], dtype)
+    ids = jax.jit(soaview_jax.segments)(soa, offsets)
+    assert np.bincount(ids).tolist() == [10, 90, 20, 180]
+
+
+def test_arrays_of_every_kind_cut(soa):
+    """Views, other byte orders and tensors are taken; what holds no integers is named."""
+    for offsets in (OFFSETS[::-1][::-1], OFFSETS.astype(">i4"), OFFSETS.astype("uint64")):
+        [x] = jagged(soa, Spec(x="x"), offsets)
+        assert x.offsets().tolist() == OFFSETS.tolist()
+        assert soaview_jax.segments(soa, offsets).shape == (10,)
+    for wrong in ("abc", {}, [None], [[0], [1, 2]], [2**70], np.array(["2020"], "M8[D]")):
+        with pytest.raises(TypeError, match="counts must be integers along one axis"):
+            jagged(soa, Spec(x="x"), counts=wrong)
+        with pytest.raises(TypeError, match="counts must be integers along one axis"):
+            soaview_jax.segments(soa, counts=wrong)
+
+
 BLOCKS = Blocks({"tracks": LAYOUT, "hits": Layout([Column("x", "float32"), Column("t", "int32")])})
 ROWS = {"tracks": 10, "hits": 33}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
+import time
 import weakref
 from collections import OrderedDict
 from types import SimpleNamespace
@@ -310,8 +312,16 @@ def test_bad_arguments(framework):
         (pair, (out, Spec(s="sun")), {}, KeyError, "did you mean 'sum'"),
         (pair, (out, Spec(m="mean")), {}, ValueError, r"write Value\('mean'\)"),
         (pair, (out, Spec(s="sum", t="sum")), {}, ValueError, "written twice"),
-        (pair, [to, (out, Spec(s="sum"))], {}, ValueError, "'sum' would be written twice, by two"),
-        (pair, [to, (out[5:9], Spec(s="c"))], {}, ValueError, "'c' would be written twice"),
+        (
+            pair,
+            [to, (out, Spec(s="sum"))],
+            {},
+            ValueError,
+            "written twice, as columns of pairs 0: 'sum' and 1: 'sum'",
+        ),
+        (pair, [to, (out[5:9], Spec(s="c"))], {}, ValueError, "written twice.*0: 'c' and 1: 'c'"),
+        (pair, [to, (OUT.wrap(out.buffer.root, 33), Spec(s="b"))], {}, ValueError, "1: 'b'"),
+        (pair, to, {"whole": 3}, TypeError, "whole= takes an SoA or a list of SoAs, got 3"),
         (pair, to, {"batch_size": 0}, ValueError, "batch_size must be positive, got 0"),
         (pair, to, {"batch_size": 2.0}, TypeError, "batch_size must be an integer"),
         (pair, to, {"batch_size": True}, TypeError, "batch_size must be an integer"),
@@ -365,7 +375,7 @@ def test_a_model_that_writes_into_its_inputs():
         np.testing.assert_array_equal(soa["x"], before)
     assert out["a"].any()
     out.buffer.root[:] = 0
-    with pytest.raises(RuntimeError, match="has written into its inputs.*inplace=True.*copy=True"):
+    with pytest.raises(RuntimeError, match="changed its inputs in place.*inplace=True.*copy=True"):
         soaview_torch.forward(relu, inputs, to)
     assert not out.buffer.root.any()
 
@@ -441,10 +451,9 @@ def test_jax_reads_only_the_batch():
     """Whatever the columns' order, nothing that is computed for a batch is as long as the SoA."""
     soa, _ = filled(1000)
     for spec in (Spec(x=["x", "y"]), Spec(x=["y", "x"]), Spec(v="v"), Spec(s=["scale"])):
-        call = _Call(jax.tree.structure(0), (lambda x: x * 2,), (spec,), (True,), 10)
-        jaxpr = jax.make_jaxpr(_run, static_argnums=0)(call, [None], [soa], 5)
-        [outer] = jaxpr.eqns
-        made = [v.aval.size for e in outer.params["jaxpr"].eqns for v in e.outvars]
+        call = _Call(None, (spec,), (True,), 10)
+        jaxpr = jax.make_jaxpr(lambda soa, call=call: _run(lambda x: x * 2, call, [soa], 5))(soa)
+        made = [v.aval.size for e in jaxpr.eqns for v in e.outvars]
         assert 10 <= max(made) <= 10 * len(jax.tree.leaves(soa)) * 2
 
 
@@ -522,3 +531,177 @@ def test_from_torch_to_jax_without_a_copy():
         [x] = soaview_torch.tensors(soa, Spec(x=["x", "y"]))
         wanted = torch.tanh(net(x)).sum(1)
     np.testing.assert_allclose(out["c"], wanted.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_that_do_not_overlap(framework):
+    """Slices of one SoA are outputs like any two, if they have no row in common."""
+    soa, out = filled(33)
+    pairs = [(out[:10], Spec(p="a")), (out[10:], Spec(q="a"))]
+    framework.forward(lambda x: (x[:10], x[10:]), (soa, Spec(x="x")), pairs)
+    np.testing.assert_array_equal(out["a"], soa["x"])
+
+
+def test_no_rows_hide_no_mistake(framework):
+    """What is wrong with the arguments is said for an event without rows, too."""
+    soa, out = filled(0)
+    for inputs, outputs, error, match in (
+        ((soa, Spec(x="X")), (out, Y), KeyError, "did you mean 'x'"),
+        ((soa, X), (out, Spec(s="sun")), KeyError, "did you mean 'sum'"),
+        ((soa, X), (out, Spec(s="sum", t="sum")), ValueError, "written twice"),
+        ((soa, X), (OUT.wrap(bytes(OUT.nbytes(0)), 0), Y), BufferError, "read-only"),
+    ):
+        with pytest.raises(error, match=match):
+            framework.forward(never, inputs, outputs)
+    with pytest.raises(TypeError, match="the model must be callable, got 3"):
+        framework.forward(3, (soa, X), (out, Y))
+    with pytest.raises(TypeError, match="copy must be False"):
+        soaview_torch.forward(never, (soa, X), (out, Y), copy=1)
+
+
+def test_threads(framework):
+    """Slices of one SoA are worked on at once; a write by one thread is no other model's."""
+    soa, out = filled(1000)
+    errors = []
+
+    def slow(x):
+        time.sleep(0.002)
+        return x * 2
+
+    def work(rows):
+        try:
+            for _ in range(20):
+                pair = (soa[rows], Spec(x="x"))
+                framework.forward(slow, pair, (soa[rows], Spec(y="y")))
+                framework.forward(slow, pair, (out[rows], Spec(a="a")))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=(slice(first, first + 250),))
+        for first in range(0, 1000, 250)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    np.testing.assert_array_equal(out["a"], soa["x"] * 2)
+    np.testing.assert_array_equal(soa["y"], soa["x"] * 2)
+
+
+def test_a_model_that_writes_another_column():
+    """Only what is written through its inputs is told of."""
+    soa, out = filled(33)
+
+    def writes(x):
+        soaview_torch.write(soa, Spec(y="y"), [torch.ones(33)])
+        return x
+
+    soaview_torch.forward(writes, (soa, Spec(x="x")), (out, Spec(a="a")))
+    assert soa["y"].tolist() == [1] * 33
+
+
+@pytest.mark.parametrize("copy", [False, None])
+def test_a_model_that_moves_the_memory_away(copy):
+    """`share_memory_` of a tensor of the outputs' memory: nothing is written, and it is said."""
+    soa, out = filled(33)
+    [b] = soaview_torch.tensors(out, Spec(b="b"))
+
+    def moves(x):
+        b.share_memory_()
+        return x
+
+    with pytest.raises(RuntimeError, match="was moved away meanwhile, by share_memory_"):
+        soaview_torch.forward(moves, (soa, Spec(x="x")), (out, Spec(a="a")), copy=copy)
+    assert not out.buffer.root.any()
+    soaview_torch.forward(lambda x: x, (soa, Spec(x="x")), (out, Spec(a="a")), copy=copy)
+    np.testing.assert_array_equal(out["a"], soa["x"])
+
+
+def test_a_storage_that_was_taken_away():
+    """A tensor whose storage was freed under it is refused, where reading it would crash."""
+    soa, out = filled(33)
+
+    def freed(x):
+        y = x * 2
+        y.untyped_storage().resize_(0)
+        return y
+
+    with pytest.raises(RuntimeError, match="storage of a tensor was taken from it; nothing"):
+        soaview_torch.forward(freed, (soa, Spec(x="x")), (out, Spec(a="a")))
+
+
+def test_memory_made_read_only(framework):
+    """A flag that is set later is minded by what was prepared before."""
+    soa, out = filled(33)
+    framework.forward(lambda x: x, (soa, Spec(x="x")), (out, spec := Spec(a="a")))
+    out.buffer.root.flags.writeable = False
+    with pytest.raises(BufferError, match="read-only"):
+        framework.forward(never, (soa, Spec(x="x")), (out, spec))
+
+
+def test_jax_tells_numbers_apart():
+    """1, 1.0 and True in a callable pytree are functions of their own."""
+    _, out = filled(5)
+    ints = Layout([Column("i", "int32")]).pack({"i": [1, 2, 3, 4, 5]})
+
+    def half(k, i):
+        return (i / k if isinstance(k, float) else i // k).astype("float32")
+
+    for k, wanted in ((2, [0, 1, 1, 2, 2]), (2.0, [0.5, 1, 1.5, 2, 2.5]), (True, [1, 2, 3, 4, 5])):
+        fn = jax.tree_util.Partial(half, k)
+        soaview_jax.forward(fn, (ints, Spec(i="i")), (out, Spec(a="a")))
+        assert out["a"].tolist() == wanted
+
+
+def test_jax_narrows_no_weights():
+    """64-bit NumPy arrays of a callable pytree are refused while JAX would narrow them."""
+    soa, out = filled(5)
+    pairs = (soa, Spec(x="x")), (out, Spec(t="total"))
+    fn = jax.tree_util.Partial(lambda w, x: x * w, np.full(5, 1e300))
+    with pytest.raises(TypeError, match=r"fn holds a NumPy array of float64 and shape \(5,\)"):
+        soaview_jax.forward(fn, *pairs)
+    with jax.enable_x64(True):
+        soaview_jax.forward(fn, *pairs)
+    np.testing.assert_allclose(out["total"], soa["x"].astype("float64") * 1e300)
+
+
+def test_jax_keeps_no_plain_function():
+    """What was compiled for a function goes with it, and so does what it has closed over."""
+    soa, out = filled(5)
+    gone = []
+    for _ in range(3):
+        weights = jnp.ones(5)
+        fn = lambda x, weights=weights: x * weights  # noqa: E731
+        soaview_jax.forward(fn, (soa, Spec(x="x")), (out, Spec(a="a")))
+        gone.append(weakref.ref(weights))
+        del fn, weights
+    gc.collect()
+    assert [weights() for weights in gone] == [None] * 3
+
+    class Callable:
+        __hash__ = None
+
+        def __call__(self, x):
+            return x
+
+    with pytest.raises(TypeError, match="fn cannot be told from others.*pass a function, or a"):
+        soaview_jax.forward(Callable(), (soa, Spec(x="x")), (out, Spec(a="a")))
+
+
+def test_jax_without_compilation():
+    """Where JAX is told not to compile, the columns that it cannot view are copied."""
+    soa, out = filled(33)
+    for batch_size in (None, 10):
+        out.buffer.root[:] = 0
+        with jax.disable_jit():
+            soaview_jax.forward(model, (soa, X), (out, Y), batch_size=batch_size)
+        check(soa, out)
+
+
+def test_a_bar_of_one_batch(framework, capsys):
+    """It is shown for a single call, too."""
+    soa, out = filled(100)
+    framework.forward(model, (soa, X), (out, Y), progress=True)
+    check(soa, out)
+    assert "100%" in capsys.readouterr().err

@@ -275,7 +275,7 @@ def test_several_host_devices(run_python):
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        ([np.zeros(10, "f4")], TypeError, "tensor number 0: got ndarray, expected a jax.Array"),
+        ([np.zeros(10, "f4")], TypeError, "tensor 'x': got ndarray, expected a jax.Array"),
         (jnp.zeros(10), TypeError, "arrays must be a list in spec order, got ArrayImpl"),
     ],
 )
@@ -288,7 +288,7 @@ def test_bad_writes(bad, error, message):
 def test_write_inside_jit_is_refused():
     """A traced array has no values to write."""
     soa = LAYOUT.allocate(10)
-    with pytest.raises(TypeError, match="tensor number 0 is traced: write outside of jit"):
+    with pytest.raises(TypeError, match="tensor 'x' is traced: write outside of jit"):
         jax.jit(lambda x: write(soa, Spec(x="x"), [x]))(jnp.zeros(10))
 
 

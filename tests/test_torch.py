@@ -230,7 +230,7 @@ def test_torch_tensors_can_be_wrapped():
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        ([np.zeros(10, "f4")], TypeError, "tensor number 0: got ndarray, expected a torch.Tensor"),
+        ([np.zeros(10, "f4")], TypeError, "tensor 'x': got ndarray, expected a torch.Tensor"),
         (torch.zeros(10), TypeError, "tensors must be a list in spec order, got Tensor"),
         ([torch.zeros(10, device="meta")], ValueError, "'x': got device meta, the SoA is on cpu"),
         ([torch.zeros(10, dtype=torch.float8_e5m2)], TypeError, "got dtype torch.float8_e5m2, exp"),
@@ -306,7 +306,7 @@ def test_odd_tensors_are_not_half_written():
         torch.nested.nested_tensor([torch.ones(10)], layout=torch.jagged),
         nested,
     ):
-        with pytest.raises(TypeError, match="tensor number 1: .*expected a plain dense"):
+        with pytest.raises(TypeError, match="tensor 'y': .*expected a plain dense"):
             write(soa, Spec(x="x", y="y"), [torch.ones(10), odd])
         assert not soa.buffer.root.any()
     with pytest.raises(TypeError, match="outside of torch.func transforms"):
@@ -610,3 +610,16 @@ def test_writes_follow_the_memory():
     x.share_memory_()
     write(soa, spec, [torch.full((5,), 2.0)])
     assert soa["x"].tolist() == [2] * 5
+
+
+@pytest.mark.parametrize("again", ["write", "other tensors"])
+def test_a_graph_stays_with_its_call(again):
+    """Tensors of a later call have no part in a graph that was written into the memory before."""
+    soa, x, y = LAYOUT.allocate(10), Spec(x="x"), Spec(y="y")
+    [tensor] = tensors(soa, y)
+    weight = torch.ones(10, requires_grad=True)
+    tensor.copy_(weight * 2)
+    write(soa, x, [torch.zeros(10)]) if again == "write" else tensors(soa, x)
+    [tensor] = tensors(soa, y)
+    assert not tensor.requires_grad
+    assert tensor.tolist() == [2] * 10
