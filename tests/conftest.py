@@ -22,6 +22,12 @@ else:
 # Of which there are several, for what is split over many.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
+BOTH = [
+    f"test_{name}.py"
+    for name in ("deploy", "events", "examples", "forward", "frameworks", "readme", "root")
+]
+"""Tests of both frameworks."""
+
 load = functools.cache(adapters.load)
 
 
@@ -74,9 +80,7 @@ def pytest_ignore_collect(collection_path, config):
         "test_jax.py": "jax" in names,
         "test_jit.py": "jit" in names,
         "test_sharding.py": "jit" in names,
-        "test_frameworks.py": {"torch", "jax"} <= set(names),
-        "test_readme.py": {"torch", "jax"} <= set(names),
-        "test_root.py": {"torch", "jax"} <= set(names),
+        **dict.fromkeys(BOTH, {"torch", "jax"} <= set(names)),
         "test_real_data.py": config.getoption("--data") is not None,
     }
     return True if not needs.get(collection_path.name, True) else None
