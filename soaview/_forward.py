@@ -71,6 +71,7 @@ def pairs(what: str, given: Any) -> list[Pair]:
     if not isinstance(found, (tuple, list)) or not all(map(_is_pair, found)):
         raise TypeError(
             f"{what} must be a pair (soa, spec), or a list of such pairs, got {given!r:.200}"
+            f"{_meant(given)}"
         )
     if not found:
         raise ValueError(f"{what} are empty; pass at least one pair (soa, spec)")
@@ -85,6 +86,17 @@ def _is_pair(given: Any) -> bool:
         return False
     soa, spec = given
     return isinstance(soa, SoA) and isinstance(spec, Spec)
+
+
+def _meant(given: Any) -> str:
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        return "; the SoA says nothing of what to take from it" if isinstance(given, SoA) else ""
+    soa, spec = given
+    if isinstance(soa, Spec):
+        return "; the SoA comes first"
+    if isinstance(soa, SoA) and isinstance(spec, Mapping):
+        return f"; write Spec({spec!r:.60})"
+    return "; take one of the blocks, soas[name]" if hasattr(soa, "buffer") else ""
 
 
 def work(

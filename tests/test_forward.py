@@ -18,7 +18,7 @@ import torch
 
 import soaview_jax
 import soaview_torch
-from soaview import Column, Layout, Scalar, Spec, Value
+from soaview import Blocks, Column, Layout, Scalar, Spec, Value
 from soaview._device import DeviceBuffer, Memory
 from soaview._soa import SoA
 from soaview_jax._forward import _Call, _run
@@ -300,11 +300,12 @@ def test_bad_arguments(framework):
     """What cannot go together is said before the model runs."""
     soa, out = filled(33)
     pair, to = (soa, X), (out, Y)
-    other = OUT.allocate(32)
+    other, blocks = OUT.allocate(32), Blocks({"in": IN}).allocate({"in": 33})
     for inputs, outputs, options, error, match in (
-        (soa, to, {}, TypeError, r"inputs must be a pair \(soa, spec\), or a list"),
-        ((soa, {"x": "x"}), to, {}, TypeError, "inputs must be a pair"),
-        (pair, (Y, out), {}, TypeError, "outputs must be a pair"),
+        (soa, to, {}, TypeError, r"inputs must be a pair \(soa, spec\), or a list.*what to take"),
+        ((soa, {"x": "x"}), to, {}, TypeError, r"be a pair.*write Spec\({'x': 'x'}\)"),
+        (pair, (Y, out), {}, TypeError, "outputs must be a pair.*the SoA comes first"),
+        ((blocks, X), to, {}, TypeError, r"inputs must be a pair.*soas\[name\]"),
         ((soa, X, 3), to, {}, TypeError, "inputs must be a pair"),
         ([], to, {}, ValueError, "inputs are empty"),
         (pair, [], {}, ValueError, "outputs are empty"),
