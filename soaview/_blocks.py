@@ -100,6 +100,15 @@ class Blocks(Mapping[str, Layout]):
         self[name]
         return self._places(self._rows(rows))[name][0]
 
+    def describe(self, rows: Mapping[str, int]) -> str:
+        """The memory maps of the blocks, one after another; offsets count from a block's start."""
+        places = self._places(self._rows(rows))
+        maps = [
+            f"{name}: from byte {places[name][0]} on, {layout.describe(rows[name])}"
+            for name, layout in self.items()
+        ]
+        return "\n\n".join(maps)
+
     def allocate(self, rows: Mapping[str, int]) -> SoABlocks:
         """Zeroed SoAs in one buffer, aligned in memory.
 
@@ -155,7 +164,7 @@ class SoABlocks(Mapping[str, SoA]):
     """SoAs by name in one buffer, made by `Blocks.allocate` or `Blocks.wrap`.
 
     Each of them is an SoA like any other. Pickles and copies are those of the whole buffer, and so
-    are transfers to another device.
+    are transfers to another device. To JAX it is a pytree, and so an argument of `jit`.
 
     >>> from soaview import Column
     >>> layout = Layout([Column("pt", "float32")])
@@ -187,6 +196,22 @@ class SoABlocks(Mapping[str, SoA]):
         found.layout, found.rows = layout, MappingProxyType(dict(rows))
         found._soas, found._buffer = soas, None
         return found
+
+    def replace(self, soas: Mapping[str, SoA]) -> SoABlocks:
+        """Other SoAs in place of some, which must have their layouts and row counts.
+
+        Nothing is written: it is how blocks come out of `jit` that have been updated there.
+
+        Raises:
+            KeyError, TypeError, ValueError: no such block, or another layout or row count.
+        """
+        for name, soa in soas.items():
+            layout, rows = self.layout[name], self.rows[name]
+            if not isinstance(soa, SoA):
+                raise TypeError(f"block {name!r}: expected an SoA, got {type(soa).__name__}")
+            if soa.layout != layout or soa.rows != rows:
+                raise ValueError(f"block {name!r} has {rows} rows of {layout!r:.200}, got {soa!r}")
+        return self.of(self.layout, {**self._soas, **soas}, self.rows)
 
     @property
     def piecewise(self) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from ._buffer import exact_int
 from ._soa import SoA, check_columns, check_writable
 from ._spec import Spec, Value, columns_of
-from ._views import views, views_or_columns
+from ._views import meant, views, views_or_columns
 
 Pair = tuple[SoA, Spec]
 Pairs = Pair | Sequence[Pair]
@@ -94,8 +94,8 @@ def _meant(given: Any) -> str:
     soa, spec = given
     if isinstance(soa, Spec):
         return "; the SoA comes first"
-    if isinstance(soa, SoA) and isinstance(spec, Mapping):
-        return f"; write Spec({spec!r:.60})"
+    if isinstance(soa, SoA):
+        return meant(spec)
     return "; take one of the blocks, soas[name]" if hasattr(soa, "buffer") else ""
 
 
@@ -131,7 +131,9 @@ def work(
         raise TypeError(f"whole= takes an SoA or a list of SoAs, got {whole!r:.200}")
     for soa in kept:
         if not any(soa is given for given, _ in ins):
-            raise ValueError(f"whole= takes SoAs that are inputs, got {soa!r:.200}")
+            raise ValueError(
+                f"whole= takes SoAs that are inputs, and not their pairs, got {soa!r:.200}"
+            )
     if batch_size is None:
         raise ValueError("whole= says what batch_size= does not split; pass both, or neither")
     return _split(ins, outs, exact_int(batch_size, "batch_size"), kept, progress)
@@ -157,8 +159,8 @@ def _split(
     if not any(split):
         counts = ", ".join(str(soa.rows) for soa, _ in ins)
         raise ValueError(
-            f"batch_size= splits the inputs that have as many rows as the outputs, {rows}; the "
-            f"inputs have {counts}"
+            f"batch_size= splits the inputs that have as many rows as the outputs, {rows}, and are "
+            f"not named in whole=; the inputs have {counts}"
         )
     return Work(ins, outs, split, size, rows, progress)
 

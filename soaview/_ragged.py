@@ -53,7 +53,9 @@ def check_offsets(rows: int, first: int, last: int, shortest: int, *, all_rows: 
     if shortest < 0:
         raise ValueError(f"offsets must not decrease, got a step of {shortest}")
     if last > rows:
-        raise ValueError(f"the events have {last} rows, the SoA has {rows}")
+        raise ValueError(
+            f"the events have {last} rows, the SoA has {rows}; are they those of another SoA?"
+        )
     if all_rows and last < rows:
         raise ValueError(
             f"the events have {last} rows, the SoA has {rows}; take its slice, soa[:{last}]"

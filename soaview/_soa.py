@@ -364,5 +364,5 @@ def _wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) ->
     elif got == (*expected, 1):
         hint = "; drop the last axis, or name the column in a list of one"
     elif got and got[1:] == expected[1:]:
-        hint = "; every column has the same row count"
+        hint = "; it needs one row for each of the SoA's"
     return f"{where}: got shape {got}, expected {expected}{hint}"

@@ -191,7 +191,7 @@ def check_soa(soa: object) -> None:
 
 def _plan(soa: SoA, spec: Spec, padded: bool) -> Plan:
     if not isinstance(spec, Spec):
-        raise TypeError(f"spec must be a Spec, got {type(spec).__name__}{_meant(spec)}")
+        raise TypeError(f"spec must be a Spec, got {type(spec).__name__}{meant(spec)}")
     check_soa(soa)
     if padded is not False and padded is not True:
         raise TypeError(f"padded must be True or False, got {padded!r:.60}")
@@ -419,7 +419,7 @@ def _shortened(names: list[str]) -> str:
     return repr(names) if len(names) <= _SHOWN else f"{names[:_SHOWN]!r:.1000} ..."
 
 
-def _meant(spec: object) -> str:
+def meant(spec: object) -> str:
     """What somebody may have meant who passed this for a spec."""
     if isinstance(spec, Mapping):
         return f"; write Spec({spec!r:.60})"

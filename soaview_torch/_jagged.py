@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -61,7 +62,10 @@ def jagged(
         low, high, first, last, shortest, longest = torch.stack(edges).tolist()
     check_numbers(what, soa.rows, low, high)
     check_offsets(soa.rows, first, last, shortest, all_rows=True)
-    return [
-        torch.nested.nested_tensor_from_jagged(t, cuts, min_seqlen=shortest, max_seqlen=longest)
-        for t in found
-    ]
+    # torch makes no nested tensor of a plain one in inference mode, but uses it there.
+    inference = torch.is_inference_mode_enabled()
+    with torch.inference_mode(False) if inference else nullcontext():
+        return [
+            torch.nested.nested_tensor_from_jagged(t, cuts, min_seqlen=shortest, max_seqlen=longest)
+            for t in found
+        ]

@@ -148,6 +148,32 @@ def test_a_mapping():
         views(event, Spec(pt="pt"))
 
 
+def test_blocks_replaced():
+    """A block may be another SoA of its layout and rows; nothing else is taken."""
+    event = filled()
+    other = TRACKS.allocate(33)
+    found = event.replace({"tracks": other})
+    assert found["tracks"] is other
+    assert found["hits"] is event["hits"]
+    assert found.piecewise
+    assert not copy.deepcopy(found)["tracks"]["pt"].any()
+    for soas, error, match in (
+        ({"track": other}, KeyError, "did you mean 'tracks'"),
+        ({"tracks": TRACKS.allocate(34)}, ValueError, "'tracks' has 33 rows of Layout"),
+        ({"tracks": HITS.allocate(33)}, ValueError, "'tracks' has 33 rows of Layout"),
+        ({"tracks": 3}, TypeError, "'tracks': expected an SoA, got int"),
+    ):
+        with pytest.raises(error, match=match):
+            event.replace(soas)
+
+
+def test_blocks_described():
+    """The memory map says where each block starts."""
+    text = BLOCKS.describe(ROWS)
+    assert "hits: from byte 1408 on, 70 rows, 2176 bytes, alignment 128\n" in text
+    assert text.count("field  ") == 3
+
+
 def test_bad_blocks():
     """What is no set of blocks, or no row counts, is refused by name."""
     for layouts, error, match in (

@@ -272,7 +272,7 @@ def test_blocks_in_jax():
         [x] = soaview_jax.arrays(soas["tracks"], Spec(x="x"))
         [t] = soaview_jax.arrays(soas["hits"], Spec(t="t"))
         hits = soaview_jax.update(soas["hits"], Spec(x="x"), [x[t]])
-        return soas.of(soas.layout, {**soas, "hits": hits}, soas.rows)
+        return soas.replace({"hits": hits})
 
     with jax.enable_x64(True):
         made = gather(found)
@@ -291,6 +291,21 @@ def test_blocks_in_jax():
     assert soaview_torch.to(made, "cpu") is made
     keys = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(found)]
     assert keys[0] == "['tracks']['x:y']"
+
+
+def test_jagged_in_inference_mode(soa):
+    """Nested tensors are made, and used, inside of a model that `forward` runs."""
+    events = Layout([Column("n", "int64"), Column("sum", "float32")]).allocate(5)
+    events["n"][:] = COUNTS
+
+    def model(n, x):
+        [nested] = jagged(soa, Spec(x="x"), counts=n)
+        return nested.sum(1)
+
+    pairs = [(events, Spec(n="n")), (soa, Spec(x="x"))]
+    soaview_torch.forward(model, pairs, (events, Spec(sum="sum")))
+    wanted = [soa["x"][a:b].sum() for a, b in pairwise(OFFSETS)]
+    np.testing.assert_allclose(events["sum"], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_blocks_moved_by_jax():

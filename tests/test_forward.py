@@ -322,11 +322,19 @@ def test_bad_arguments(framework):
         ),
         (pair, [to, (out[5:9], Spec(s="c"))], {}, ValueError, "written twice.*0: 'c' and 1: 'c'"),
         (pair, [to, (OUT.wrap(out.buffer.root, 33), Spec(s="b"))], {}, ValueError, "1: 'b'"),
+        ((soa, ["x"]), to, {}, TypeError, r"be a pair.*write Spec\(x=\['x'\]\)"),
+        (pair, to, {"batch_size": 5, "whole": [pair]}, ValueError, "inputs, and not their pairs"),
         (pair, to, {"whole": 3}, TypeError, "whole= takes an SoA or a list of SoAs, got 3"),
         (pair, to, {"batch_size": 0}, ValueError, "batch_size must be positive, got 0"),
         (pair, to, {"batch_size": 2.0}, TypeError, "batch_size must be an integer"),
         (pair, to, {"batch_size": True}, TypeError, "batch_size must be an integer"),
-        (pair, (other, Y), {"batch_size": 8}, ValueError, "the outputs, 32; the inputs have 33"),
+        (
+            pair,
+            (other, Y),
+            {"batch_size": 8},
+            ValueError,
+            "the outputs, 32, and are not.*inputs have 33",
+        ),
         (pair, (OUT.wrap(bytes(out.buffer.root), 33), Y), {}, BufferError, "read-only"),
     ):
         with pytest.raises(error, match=match):

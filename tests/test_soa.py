@@ -188,7 +188,7 @@ GOOD = {"pt": np.zeros(4, "f4"), "cov": np.zeros((4, 2, 3)), "n": 1}
         ({"n": [np.array(300)]}, None, TypeError, "'n': got dtype int64, expected int32"),
         ({"n": [1] * 4}, None, ValueError, r"'n': got shape \(4,\), expected \(\)"),
         ({"pt": 3.0}, None, ValueError, r"'pt': got shape \(\), expected \(4,\)"),
-        ({"pt": np.zeros(5, "f4")}, None, ValueError, "'cov': got shape .*same row count"),
+        ({"pt": np.zeros(5, "f4")}, None, ValueError, "'cov': got shape .*one row for each"),
         ({"pt": np.zeros((1, 4), "f4")}, 4, ValueError, r"'pt': got shape \(1, 4\)"),
         ({}, 5, ValueError, r"'pt': got shape \(4,\), expected \(5,\)"),
         ({}, -1, ValueError, "rows must not be negative"),
