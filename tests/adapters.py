@@ -262,7 +262,7 @@ class JitAdapter(JaxAdapter):
     """soaview_jax on the SoA as an argument of jitted functions: it can cut everything."""
 
     aliases = False
-    rows = (0, 1, 32, 33)  # each of them is compiled for
+    rows = (0, 32, 33)  # each of them is compiled for
     copies = (False,)
     divergences = ()
 

@@ -139,14 +139,12 @@ def compare(example, model, package, rows, **options):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["simple_net", "masked_net", "track_hit_deep_set"])
+@pytest.mark.parametrize("name", ["masked_net", "track_hit_deep_set"])
 def test_aot_inductor_package(name, monkeypatch, tmp_path):
     """A package made as the example shows serves all row counts, item sizes and several SoAs."""
     monkeypatch.syspath_prepend(EXAMPLES)
     example, recipe = (importlib.import_module(n) for n in (name, "aot_inductor"))
     model, _ = networks(example)
-    if name == "simple_net":
-        model = SineFirst(model)
     inputs, _ = example.event(recipe.EXAMPLE_ROWS)
     pairs = [inputs] if isinstance(inputs, tuple) else inputs
     package = recipe.package(model, pairs, tmp_path / "model.pt2")
@@ -155,20 +153,16 @@ def test_aot_inductor_package(name, monkeypatch, tmp_path):
 
 @needs_compiler
 def test_aot_inductor_package_of_fixed_strides(simple_net, tmp_path):
-    """Where they do not vary, torch reads with the example's pitch: contiguous copies help."""
+    """One made on copies takes copies; on views, with other strides, it is wrong."""
     model = SineFirst(networks(simple_net)[0])
-    packages = []
-    for contiguous in (False, True):
-        inputs, _ = simple_net.event(50)
-        tensors = soaview_torch.tensors(*inputs, copy=contiguous)
-        program = torch.export.export(model, tuple(tensors), dynamic_shapes=dynamic(tensors))
-        path = str(tmp_path / f"{contiguous}.pt2")
-        torch._inductor.aoti_compile_and_package(program, package_path=path)
-        packages.append(torch._inductor.aoti_load_package(path))
-    strided, copied = packages
+    inputs, _ = simple_net.event(50)
+    tensors = soaview_torch.tensors(*inputs, copy=True)
+    program = torch.export.export(model, tuple(tensors), dynamic_shapes=dynamic(tensors))
+    torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "fixed.pt2"))
+    package = torch._inductor.aoti_load_package(str(tmp_path / "fixed.pt2"))
+    compare(simple_net, model, package, [2, 999], copy=True)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):  # as torch 2.13 does
-        compare(simple_net, model, strided, [999])
-    compare(simple_net, model, copied, [999], copy=True)
+        compare(simple_net, model, package, [999])
 
 
 class Function(torch.nn.Module):
