@@ -565,3 +565,11 @@ def test_nobody_to_show_a_part(run_python):
             print(error)
     """
     assert "neither is imported; import one, or use" in run_python("-c", code).stdout
+
+
+def test_rows_that_no_memory_has():
+    """A layout of scalars alone has a limit of rows, too, by way of a pointer as by any other."""
+    layout = Layout([Scalar("n", "int32")])
+    with pytest.raises(ValueError, match="more than memory can have"):
+        layout.from_pointer(2**20, 2**70)
+    assert layout.from_pointer(2**20, 2**63 - 1).rows == 2**63 - 1
