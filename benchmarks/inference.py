@@ -167,7 +167,8 @@ class Bytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if not func.is_view and func is not torch.ops.aten.as_strided.default:
             leaves = torch.utils._pytree.tree_leaves((args, kwargs, result))
-            self.moved += sum(t.nbytes for t in leaves if isinstance(t, torch.Tensor))
+            tensors = {id(t): t.nbytes for t in leaves if isinstance(t, torch.Tensor)}
+            self.moved += sum(tensors.values())  # a result that was given is written once
         return result
 
 
