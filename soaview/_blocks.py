@@ -191,7 +191,7 @@ class SoABlocks(Mapping[str, SoA]):
 
     @classmethod
     def of(cls, layout: Blocks, soas: dict[str, SoA], rows: Mapping[str, int]) -> SoABlocks:
-        """Blocks that do not lie in one buffer, such as JAX makes them."""
+        """Blocks that do not lie in one buffer, as JAX and `replace` make them."""
         found = cls.__new__(cls)
         found.layout, found.rows = layout, MappingProxyType(dict(rows))
         found._soas, found._buffer = soas, None
@@ -223,8 +223,8 @@ class SoABlocks(Mapping[str, SoA]):
         """The memory of all blocks."""
         if self._buffer is None:
             raise BufferError(
-                "JAX made these SoAs, and they are not in one buffer; copy.deepcopy puts them in "
-                "one on the host"
+                "these SoAs are not in one buffer, for JAX made them or some were replaced; "
+                "copy.deepcopy puts them in one on the host"
             )
         return self._buffer
 
