@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import statistics
 import sys
 import time
@@ -29,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m soaview", description="Tensors over an SoA.")
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("describe", help="print the memory map of a layout")
-    show.add_argument("layout", type=Path, help="a file that json.dump(layout.to_dict()) wrote")
+    show.add_argument("layout", type=Path, help="a file that holds layout.to_json()")
     show.add_argument("--rows", type=int, required=True, help="the row count of the map")
     run = commands.add_parser("demo", help="tensors of both frameworks over one buffer")
     run.add_argument("--rows", type=int, default=100_000, help="of the made-up events")
@@ -56,27 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def read_layout(path: Path) -> Layout:
     """The layout in a JSON file."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError(f"a key stands twice in {[key for key, _ in pairs]}")
-        return found
-
     with path.open("rb") as file:
         text = file.read(MAX_LAYOUT_BYTES + 1)
-    if len(text) > MAX_LAYOUT_BYTES:
-        raise ValueError(f"{path}: more than {MAX_LAYOUT_BYTES} bytes are no layout")
     try:
-        described = json.loads(text.decode(), object_pairs_hook=once)
-    except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    try:
-        return Layout.from_dict(described)
+        return Layout.from_json(text, max_bytes=MAX_LAYOUT_BYTES)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no layout: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
 
 
 def made_up_events(rows: int) -> tuple[SoA, Spec]:

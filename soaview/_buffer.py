@@ -43,15 +43,22 @@ INT64_MAX = 2**63 - 1
 
 
 def exact_int(value: object, what: str) -> int:
-    """`value` as a plain Python integer; bools, floats and strings are no integers."""
-    if type(value) is int:
-        return value
-    if not isinstance(value, (bool, np.bool_)):
+    """`value` as a plain Python integer; bools, floats and strings are no integers.
+
+    It may be larger than any memory, but short enough to be printed.
+    """
+    found = value
+    if type(found) is not int:
         try:
-            return operator.index(value)  # type: ignore[arg-type]  # the TypeError is the check
+            if isinstance(value, (bool, np.bool_)):
+                raise TypeError
+            found = operator.index(value)  # type: ignore[arg-type]  # the TypeError is the check
         except TypeError:
-            pass
-    raise TypeError(f"{what} must be an integer, got {value!r} ({type(value).__name__})")
+            kind = type(value).__name__
+            raise TypeError(f"{what} must be an integer, got {value!r:.200} ({kind})") from None
+    if found.bit_length() > 1000:
+        raise ValueError(f"{what} is a number of {found.bit_length()} bits: no memory is so large")
+    return found
 
 
 def check_rows(value: object) -> int:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ._buffer import ITEMSIZE, exact_int
+from ._buffer import INT64_MAX, ITEMSIZE, exact_int
 
 
 def freeze(value: object, **attributes: object) -> None:
@@ -22,7 +22,7 @@ def freeze(value: object, **attributes: object) -> None:
 def check_name(kind: str, name: object) -> None:
     """A name is a string, and not empty."""
     if not isinstance(name, str):
-        raise TypeError(f"a {kind}'s name must be a string, got {name!r}")
+        raise TypeError(f"a {kind}'s name must be a string, got {name!r:.60}")
     if not name:
         raise ValueError(f"a {kind}'s name must not be empty")
 
@@ -38,10 +38,14 @@ def _check_dtype(name: str, dtype: object) -> str:
             pass
         else:
             if not known.isnative:
-                raise ValueError(f"field {name!r}: dtype {dtype!r} is not in native byte order")
+                raise ValueError(
+                    f"field {name!r:.80}: dtype {dtype!r:.60} is not in native byte order"
+                )
             if known.name in ITEMSIZE:
                 return str(known.name)
-    raise ValueError(f"field {name!r}: unknown dtype {dtype!r}; known are {', '.join(ITEMSIZE)}")
+    raise ValueError(
+        f"field {name!r:.80}: unknown dtype {dtype!r:.60}; known are {', '.join(ITEMSIZE)}"
+    )
 
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
@@ -75,15 +79,17 @@ class Column:
         check_name("column", name)
         freeze(self, name=name, dtype=_check_dtype(name, dtype))
         if not isinstance(shape, (tuple, list)):
-            raise TypeError(f"field {name!r}: shape must be a tuple such as (3,), got {shape!r}")
-        shape = tuple(exact_int(n, f"field {name!r}: shape entry") for n in shape)
-        if len(shape) > 2 or any(n < 1 for n in shape):
+            raise TypeError(
+                f"field {name!r:.80}: shape must be a tuple such as (3,), got {shape!r:.60}"
+            )
+        shape = tuple(exact_int(n, f"field {name!r:.80}: shape entry") for n in shape)
+        if len(shape) > 2 or any(not 1 <= n <= INT64_MAX for n in shape):
             raise ValueError(
-                f"field {name!r}: bad shape {shape!r}; expected (), (d,) or (r, c), "
+                f"field {name!r:.80}: bad shape {shape!r:.200}; expected (), (d,) or (r, c), "
                 f"with at least one component"
             )
         if not isinstance(order, str) or order not in ("F", "C"):
-            raise ValueError(f"field {name!r}: order must be 'F' or 'C', got {order!r}")
+            raise ValueError(f"field {name!r:.80}: order must be 'F' or 'C', got {order!r:.60}")
         freeze(self, shape=shape, order=order)
 
     @property

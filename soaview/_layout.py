@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ._buffer import INT64_MAX, ITEMSIZE, Buffer, aligned_zeros, check_held, check_rows, exact_int
+from ._buffer import INT64_MAX, Buffer, aligned_zeros, check_held, check_rows, exact_int
 from ._device import held, located, pointed
 from ._fields import Column, Scalar, freeze
+from ._json import check_keys, described, field_of, parsed
 from ._soa import SoA, pack
 from ._spec import no_such
 
@@ -173,14 +175,7 @@ class Layout:
         >>> Layout([Scalar("n", "int32")]).to_dict()
         {'alignment': 128, 'fields': [{'kind': 'scalar', 'name': 'n', 'dtype': 'int32'}]}
         """
-        fields: list[dict[str, Any]] = []
-        for f in self.fields:
-            if isinstance(f, Column):
-                shape = {"shape": list(f.shape), "order": f.order}
-                fields.append({"kind": "column", "name": f.name, "dtype": f.dtype, **shape})
-            else:
-                fields.append({"kind": "scalar", "name": f.name, "dtype": f.dtype})
-        return {"alignment": self.alignment, "fields": fields}
+        return {"alignment": self.alignment, "fields": [described(f) for f in self.fields]}
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Layout:
@@ -189,11 +184,40 @@ class Layout:
         Raises:
             TypeError, ValueError: anything that is not exactly such a description.
         """
-        top = _check_keys("the layout", description, {"fields"}, {"alignment"})
+        top = check_keys("the layout", description, {"fields"}, {"alignment"})
         if not isinstance(top["fields"], (list, tuple)):
             raise TypeError(f"the layout's fields must be a list, got {top['fields']!r:.60}")
-        fields = [_field_from_dict(number, f) for number, f in enumerate(top["fields"])]
+        fields = [field_of(number, f) for number, f in enumerate(top["fields"])]
         return cls(fields, alignment=top.get("alignment", 128))
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON: what goes beside the memory into a file.
+
+        >>> Layout([Scalar("n", "int32")]).to_json()
+        '{"alignment": 128, "fields": [{"kind": "scalar", "name": "n", "dtype": "int32"}]}'
+        """
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, max_bytes: int = 1 << 18) -> Layout:
+        """The layout that `to_json` wrote; made for files that one does not trust.
+
+        It holds no offsets, for these follow from the fields, and nothing is allocated for it.
+
+        Args:
+            text: JSON; bytes are UTF-8.
+            max_bytes: of the text (of a string, characters): the default is some thousand fields,
+                and no text of that size takes more than 10 MB of memory to refuse.
+
+        Raises:
+            ValueError: longer than `max_bytes`; no JSON; a key that stands twice or is unknown or
+                missing; numbers that JSON does not have; a layout that cannot be.
+            TypeError: a value of the wrong type; neither a string nor bytes.
+
+        >>> Layout.from_json('{"fields": [{"kind": "scalar", "name": "n", "dtype": "int32"}]}')
+        Layout([Scalar('n', 'int32')])
+        """
+        return cls.from_dict(parsed(text, max_bytes))
 
     def allocate(self, rows: int) -> SoA:
         """A zeroed SoA of `rows` rows, its columns aligned in memory.
@@ -316,14 +340,14 @@ def _check_fields(fields: Any) -> tuple[Column | Scalar, ...]:
                 f"got {f!r:.60}"
             )
         if f.name in seen:
-            raise ValueError(f"field name {f.name!r} stands twice; names must be unique")
+            raise ValueError(f"field name {f.name!r:.80} stands twice; names must be unique")
         seen.add(f.name)
     return found
 
 
 def _check_alignment(value: object, fields: tuple[Column | Scalar, ...]) -> int:
     alignment = exact_int(value, "alignment")
-    if alignment < 1 or alignment & (alignment - 1):
+    if not 1 <= alignment <= INT64_MAX or alignment & (alignment - 1):
         raise ValueError(f"alignment must be a power of two, got {alignment}")
     widest = max(fields, key=lambda f: f.itemsize)
     if alignment % widest.itemsize:
@@ -332,28 +356,3 @@ def _check_alignment(value: object, fields: tuple[Column | Scalar, ...]) -> int:
             f"{widest.name!r} is {widest.dtype} ({widest.itemsize} bytes)"
         )
     return alignment
-
-
-def _check_keys(where: str, got: Any, needed: set[str], optional: set[str]) -> Mapping[str, Any]:
-    if not isinstance(got, Mapping):
-        raise TypeError(f"{where} must be a mapping, got {got!r:.60}")
-    for key in got:
-        if key not in needed | optional:
-            raise ValueError(f"{where} has an unknown key {key!r:.60}")
-    if missing := needed - got.keys():
-        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
-    return got
-
-
-def _field_from_dict(number: int, description: Any) -> Column | Scalar:
-    where = f"field number {number}"
-    kind = description.get("kind") if isinstance(description, Mapping) else None
-    shaped = {"shape", "order"} if kind == "column" else set()
-    given = dict(_check_keys(where, description, {"kind", "name", "dtype"}, shaped))
-    if given.pop("kind") not in ("column", "scalar"):
-        raise ValueError(f"{where}: kind must be 'column' or 'scalar', got {kind!r:.60}")
-    if not isinstance(given["dtype"], str) or given["dtype"] not in ITEMSIZE:
-        raise ValueError(
-            f"{where}: unknown dtype {given['dtype']!r:.60}; known are {', '.join(ITEMSIZE)}"
-        )
-    return Column(**given) if kind == "column" else Scalar(**given)

@@ -11,6 +11,7 @@ from pathlib import Path
 import adapters
 import places
 import pytest
+from hypothesis import settings
 
 import soaview
 
@@ -27,6 +28,10 @@ BOTH = [
     for name in ("deploy", "events", "examples", "forward", "frameworks", "readme", "root")
 ]
 """Tests of both frameworks."""
+
+# The tests that are worth it run ten times as many cases as these: 1000 by default.
+settings.register_profile("thorough", max_examples=1000)
+settings.register_profile("nightly", max_examples=100_000)
 
 load = functools.cache(adapters.load)
 

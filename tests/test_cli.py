@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from soaview import Column, Layout, Scalar
@@ -15,7 +13,7 @@ LAYOUT = Layout([Column("x", "float32"), Scalar("n", "int32")])
 def test_describe(tmp_path, capsys):
     """`describe` prints the memory map of a layout in a file."""
     path = tmp_path / "layout.json"
-    path.write_text(json.dumps(LAYOUT.to_dict()))
+    path.write_text(LAYOUT.to_json())
     assert main(["describe", str(path), "--rows", "33"]) == 0
     assert capsys.readouterr().out == LAYOUT.describe(33) + "\n"
 
@@ -23,17 +21,17 @@ def test_describe(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "layout.json is no JSON: Expecting value"),
+        ("", "layout.json: not a layout's JSON: Expecting value"),
         ("[1, 2", "Expecting"),
-        ("[]", "is no layout: the layout must be a mapping, got []"),
-        ("NaN", "the layout must be a mapping"),
-        ('{"fields": [], "fields": []}', "a key stands twice"),
+        ("[]", "layout.json: the layout must be a mapping, got []"),
+        ("NaN", "NaN is no number of JSON"),
+        ('{"fields": [], "fields": []}', "key 'fields' stands twice"),
         ('{"fields": [{"kind": "column", "name": "x", "dtype": "f9"}]}', "unknown dtype 'f9'"),
         ('{"alignment": 1e2, "fields": [{"kind": "scalar", "name": "x", "dtype": "int8"}]}',
          "alignment must be an integer, got 100.0"),
         ("[" * 100_000, "nested too deeply"),
         (" " * (1 << 20) + "{}", "more than 1048576 bytes"),
-        ("1" * 10_000, "limit"),
+        ("1" * 10_000, "a number of 10000 digits"),
         ("\x00", "Expecting value"),
     ],
 )  # fmt: skip

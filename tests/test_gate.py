@@ -39,7 +39,7 @@ EDGES += [2**31, 2**32, 2**53, *(2**n + d for n in (61, 62, 63, 64) for d in (-1
 number = st.one_of(st.integers(0, 20), st.sampled_from(EDGES))
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=10 * settings.default.max_examples, deadline=None)
 @given(st.data())
 def test_the_gate_agrees_with_an_oracle(data):
     """What is accepted touches only bytes of the buffer, and whatever does so is accepted."""

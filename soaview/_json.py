@@ -1,0 +1,90 @@
+"""A layout in words: what `to_dict` gives, and JSON that nobody vouches for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from ._buffer import ITEMSIZE, exact_int
+from ._fields import Column, Scalar
+
+_DIGITS = 20
+"""More than those of any number that a layout can have."""
+
+
+def described(field: Column | Scalar) -> dict[str, Any]:
+    """A field in words."""
+    known = {"name": field.name, "dtype": field.dtype}
+    if isinstance(field, Scalar):
+        return {"kind": "scalar", **known}
+    return {"kind": "column", **known, "shape": list(field.shape), "order": field.order}
+
+
+def field_of(number: int, description: Any) -> Column | Scalar:
+    """The field that these words describe."""
+    where = f"field number {number}"
+    kind = description.get("kind") if isinstance(description, Mapping) else None
+    shaped = {"shape", "order"} if kind == "column" else set()
+    given = dict(check_keys(where, description, {"kind", "name", "dtype"}, shaped))
+    if given.pop("kind") not in ("column", "scalar"):
+        raise ValueError(f"{where}: kind must be 'column' or 'scalar', got {kind!r:.60}")
+    if not isinstance(given["dtype"], str) or given["dtype"] not in ITEMSIZE:
+        raise ValueError(
+            f"{where}: unknown dtype {given['dtype']!r:.60}; known are {', '.join(ITEMSIZE)}"
+        )
+    return Column(**given) if kind == "column" else Scalar(**given)
+
+
+def check_keys(where: str, got: Any, needed: set[str], optional: set[str]) -> Mapping[str, Any]:
+    """A mapping that has all that is needed, and no more than that and the optional."""
+    if not isinstance(got, Mapping):
+        raise TypeError(f"{where} must be a mapping, got {got!r:.60}")
+    for key in got:
+        if key not in needed | optional:
+            raise ValueError(f"{where} has an unknown key {key!r:.60}")
+    if missing := needed - got.keys():
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    return got
+
+
+def parsed(text: str | bytes, max_bytes: int) -> Any:
+    """JSON as Python has it, but no key twice, no NaN, and nothing that costs more than it says."""
+    if not isinstance(text, (str, bytes, bytearray)):
+        raise TypeError(f"a layout's JSON must be a string or bytes, got {type(text).__name__}")
+    if len(text) > exact_int(max_bytes, "max_bytes"):
+        raise ValueError(
+            f"more than {max_bytes} bytes are no layout, got {len(text)}; if this one is meant, "
+            f"pass max_bytes={len(text)}"
+        )
+    try:
+        if not isinstance(text, str):
+            text = text.decode()
+        return json.loads(
+            text, object_pairs_hook=_once, parse_int=_integer, parse_constant=_no_number
+        )
+    except RecursionError:
+        raise ValueError("not a layout's JSON: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not a layout's JSON: {error}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {key!r:.60} stands twice")
+            seen.add(key)
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"{digits:.30}... is a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
