@@ -63,6 +63,9 @@ def chosen(config):
 def pytest_configure(config):
     """An adapter that cannot be imported stops the run, before any test."""
     config.addinivalue_line("markers", "aliasing: only for adapters whose tensors alias the SoA")
+    config.addinivalue_line("markers", "x64: only for adapters with 64-bit types switched on")
+    config.addinivalue_line("markers", "crash: in a process of its own, which could die")
+    config.chosen_adapters = chosen(config)
     device = config.getoption("--device")
     try:
         places.choose(device)
@@ -96,6 +99,8 @@ def pytest_generate_tests(metafunc):
         names = chosen(metafunc.config)
         if metafunc.definition.get_closest_marker("aliasing"):
             names = [name for name in names if load(name).aliases]
+        if metafunc.definition.get_closest_marker("x64"):
+            names = [name for name in names if not name.endswith("x64-off")]
         metafunc.parametrize("adapter", names, indirect=True)
 
 

@@ -128,27 +128,6 @@ def test_donation_never_writes_the_memory():
     assert not soa.buffer.root.any()
 
 
-def test_donation_of_a_read_only_mapping(run_python, tmp_path):
-    """Not even memory that would crash the process is written."""
-    path = tmp_path / "soa.bin"
-    path.write_bytes(bytes(LAYOUT.nbytes(1024)))
-    code = f"""if True:
-        import mmap, os, jax
-        from soaview import *
-        from soaview_jax import arrays
-        layout = Layout([Column("x", "float32"), Column("y", "float32")])
-        with open({str(path)!r}, "rb") as file:
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        soa = layout.wrap(memory, 1024)
-        for array in arrays(soa, Spec(x="x", xy=["x", "y"])):
-            jax.jit(lambda x: x + 1, donate_argnums=0)(array).block_until_ready()
-        print("end", flush=True)
-        # JAX lets go of donated memory in a thread, and may abort if that meets Python's end.
-        os._exit(0)
-    """
-    assert run_python("-c", code).stdout == "end\n"
-
-
 @pytest.mark.parametrize("megabytes", [0.05, 4])
 def test_copies_are_finished(megabytes):
     """Memory written right after a copy was returned does not tear it."""
