@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -30,17 +32,26 @@ TENSORS = {"ab": ["a", "b"], "c": "c", "xyz": ["x", "y", "z"], "x": "x"}
 SPEC = Spec(TENSORS, type="type")
 
 
-def medians(calls: dict[str, Callable[[], object]], rounds: int, repeat: int) -> dict[str, float]:
-    """Median seconds of each call, run round by round in alternating order."""
+def medians(
+    calls: dict[str, Callable[[], object]], rounds: int, repeat: int | None = None
+) -> dict[str, float]:
+    """Median seconds of each call, run round by round in alternating order.
+
+    A call is made `repeat` times in a row, or as often as makes that last ten milliseconds.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    repeats = dict.fromkeys(calls, repeat or 1)
     for number in range(rounds + 3):
         for name in list(calls)[:: 1 if number % 2 else -1]:
             call = calls[name]
             begin = time.perf_counter()
-            for _ in range(repeat):
+            for _ in range(repeats[name]):
                 call()
+            found = (time.perf_counter() - begin) / repeats[name]
             if number >= 3:
-                times[name].append((time.perf_counter() - begin) / repeat)
+                times[name].append(found)
+            elif repeat is None:
+                repeats[name] = math.ceil(1e-2 / found)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
@@ -56,6 +67,7 @@ def keep_freed_memory() -> None:
 
 def growth(call: Callable[[], object]) -> float:
     """Megabytes by which the process's peak memory rises over what is resident now (Linux)."""
+    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _resident("VmRSS")
     call()

@@ -35,7 +35,8 @@ def arrays(
 
     In a function under `jit`, or another of JAX's transformations, that is given the SoA as an
     argument, they are cut from it, for XLA to fuse into what reads them. That goes for every spec
-    and row count, whatever `copy` is.
+    and row count, whatever `copy` is. On a CPU, XLA may take bfloat16 through float32 on the way:
+    subnormal numbers can become zero, as in its arithmetic.
 
     Outside, and where JAX runs a function as it is (`custom_vjp` without `jit`, `jax.disable_jit`),
     XLA imports only memory that is dense, in any order of the axes, and starts on a multiple of 64
@@ -79,8 +80,7 @@ def arrays(
     wide = x64()
     ready = soa.ready.get("jax") if copy is False and type(soa) is SoA else None
     if ready and ready[0] is spec and ready[1] is padded and ready[2] is wide:
-        with jax.ensure_compile_time_eval():  # inside jit, too, these are arrays and no tracers
-            return [_alias(*source) for source in ready[3]]
+        return list(starmap(_alias, ready[3]))
     found = views_or_columns(soa, spec, padded=padded)
     if not wide:
         for view in found:
@@ -107,7 +107,7 @@ def arrays(
     ]
     if not (copied or buffer.piecewise):
         soa.ready["jax"] = spec, padded, wide, sources
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval():  # inside jit, too, copies are arrays
         aliases, copies = starmap(_alias, sources), iter(_copies(soa, spec, padded, copied))
         return [next(copies if obstacle else aliases) for obstacle in obstacles]
 
@@ -211,20 +211,26 @@ def _source(view: View) -> tuple[str, NDArray[Any] | View, int]:
 
 
 def _alias(name: str, host: NDArray[Any] | View, address: int) -> jax.Array:
-    # Never copy=True: that one returns an alias all the same, and lets XLA write into it.
-    if isinstance(host, View):
-        array: jax.Array = imported(host, copy=False)
-    elif host.dtype.kind == "V":  # bfloat16, which NumPy cannot export
-        array = jax.device_put(host, _host())
-    else:
-        # Where there is nothing to copy, the address need not be aligned.
-        array = jax.dlpack.from_dlpack(host, copy=False if host.size else None)
+    array = _imported(host)
+    if isinstance(array, jax.core.Tracer):  # inside jit, too, these are arrays
+        with jax.ensure_compile_time_eval():
+            array = _imported(host)
     if array.dtype != host.dtype or (array.size and array.unsafe_buffer_pointer() != address):
         raise BufferError(
             f"tensor {name!r}: JAX {jax.__version__} copied or converted it in silence; "
             f"use copy=None, and please report this"
         )
     return array
+
+
+def _imported(host: NDArray[Any] | View) -> jax.Array:
+    # Never copy=True: that one returns an alias all the same, and lets XLA write into it.
+    if isinstance(host, View):
+        return imported(host, copy=False)
+    if host.dtype.kind == "V":  # bfloat16, which NumPy cannot export
+        return jax.device_put(host, _host())
+    # Where there is nothing to copy, the address need not be aligned.
+    return jax.dlpack.from_dlpack(host, copy=False if host.size else None)
 
 
 def _host() -> jax.Device:

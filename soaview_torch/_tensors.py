@@ -82,7 +82,9 @@ def prepare(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> tuple[Any
         )
     memory = memory_of(buffer, key)
     calls = [
-        (memory[dtype], shape, strides, offset) for _, dtype, _, shape, strides, offset in found
+        # An offset of 0 is the default here, and takes torch a while to read.
+        (memory[dtype], shape, strides, offset) if offset else (memory[dtype], shape, strides)
+        for _, dtype, _, shape, strides, offset in found
     ]
     ready = soa.ready[key] = spec, padded, memory, calls
     return ready

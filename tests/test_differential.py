@@ -136,6 +136,26 @@ def check_values(found, dtype, where, memory):
     np.testing.assert_array_equal(got, wanted)
 
 
+def check_jitted(found, dtype, where, memory):
+    """As `check_values`, but XLA's CPU takes bfloat16 through float32 where it concatenates.
+
+    That makes one NaN of all, and may take subnormal numbers for zero, as its arithmetic does.
+    """
+    if dtype != "bfloat16":
+        return check_values(found, dtype, where, memory)
+    assert found.shape == where.shape
+    assert found.dtype.name == dtype
+    wanted = memory[where[..., None] + np.arange(2)].view(np.uint16)[..., 0]
+    assert ((found.view(np.uint16) == wanted) | subnormal_or_nan(wanted)).all()
+    assert (subnormal_or_nan(found.view(np.uint16)) <= subnormal_or_nan(wanted)).all()
+    return None
+
+
+def subnormal_or_nan(bits):
+    exponent = bits & 0x7F80
+    return ((exponent == 0) | (exponent == 0x7F80)) & (bits & 0x7F != 0)
+
+
 def check_addresses(adapter, tensor, dtype, where, base):
     """Every element of a tensor lies at its byte of the memory."""
     if not where.size:
@@ -224,13 +244,13 @@ def test_all_agree(data, layout, capacity, seed):
     with JAX.settings():
         copied = JAX.tensors(soa, whole, copy=None)
         jitted = inside_jit(soa, whole)
-    for found, to_numpy in (
-        (TORCH.tensors(soa, whole, copy=None), TORCH.to_numpy),
-        (copied, np.asarray),
-        (jitted, np.asarray),
+    for found, to_numpy, check in (
+        (TORCH.tensors(soa, whole, copy=None), TORCH.to_numpy, check_values),
+        (copied, np.asarray, check_values),
+        (jitted, np.asarray, check_jitted),
     ):
         for tensor, (_, dtype, where) in zip(found, good.values(), strict=True):
-            check_values(to_numpy(tensor), dtype, where, memory)
+            check(to_numpy(tensor), dtype, where, memory)
     if seed % 50 == 0:
         jax.clear_caches()  # which hold what was compiled for every layout
 
