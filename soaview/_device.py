@@ -78,9 +78,8 @@ class DeviceBuffer(Buffer):
         """Hold the first `nbytes` bytes of `memory`, aligned for items of `itemsize` bytes."""
         if memory.size < nbytes:
             raise too_small(memory.size, nbytes)
-        align = min(itemsize, 8)
-        if nbytes and memory.address % align:
-            raise misaligned(memory.address, align)
+        if nbytes and memory.address % itemsize:
+            raise misaligned(memory.address, itemsize)
         self.memory = memory
         self.owner = owner
         self.nbytes = nbytes

@@ -129,6 +129,33 @@ class SoA:
             raise ValueError(f"the batch size must be positive, got {size}")
         return (self[first : first + size] for first in range(0, self.rows, size))
 
+    def check_bools(self) -> None:
+        """Raise unless every bool is stored as 0 or 1, which torch and JAX take for granted.
+
+        Of memory that another program wrote nobody knows; with other bytes in it sums, comparisons
+        and masks are wrong, without a word. Reads all bools, on the host.
+
+        Raises:
+            ValueError: naming the field, the row and the byte.
+
+        >>> from soaview import Column, Layout
+        >>> soa = Layout([Column("b", "bool")]).wrap(bytes([2]) * 128, rows=3)
+        >>> soa.check_bools()
+        Traceback (most recent call last):
+        ValueError: field 'b', row 0: a bool is stored as 0 or 1, got byte 2; declare it uint8
+        """
+        for field in self.layout.fields:
+            if field.dtype != "bool":
+                continue
+            found = self[field.name if field.per_row else Value(field.name)].view(np.uint8)
+            if found.size and found.max() > 1:
+                first = tuple(np.argwhere(found > 1)[0])
+                row = f", row {first[0]}" if field.per_row else ""
+                raise ValueError(
+                    f"field {field.name!r}{row}: a bool is stored as 0 or 1, got byte "
+                    f"{found[first]}; declare it uint8"
+                )
+
     def __setitem__(self, key: object, value: object) -> NoReturn:
         raise TypeError(f"write through the view: soa[{key!r:.60}][...] = values")
 

@@ -237,6 +237,21 @@ def negative_strides(adapter: Any) -> None:
         from_dlpack(adapter, View("x", "float32", 4, (3,), (-1,), 2, buffer))
 
 
+def round_addresses() -> None:
+    right = soaview._buffer._address
+    soaview._buffer._address = lambda array: right(array) // 16 * 16
+
+
+@scenario("torch", unguarded=round_addresses)
+def misaligned_complex128(adapter: Any) -> None:
+    """Torch crashes on complex128 that does not start on a multiple of 16; NumPy asks for 8."""
+    layout = Layout([Column("z", "complex128")])
+    memory = bytearray(layout.nbytes(33) + 8)
+    with refused(BufferError, "8 bytes past a multiple of 16"):
+        layout.wrap(memoryview(memory)[:-8], 33)  # a bytearray starts on such a multiple
+        adapter.tensors(layout.wrap(memoryview(memory)[8:], 33), Spec(z="z"))[0].fill_(1)
+
+
 def from_dlpack(adapter: Any, view: View) -> Any:
     return adapter.torch.from_dlpack(view) if hasattr(adapter, "torch") else np.from_dlpack(view)
 

@@ -201,7 +201,7 @@ def test_what_cannot_be_wrapped(make, error, message):
 @pytest.mark.parametrize("offset", range(33))
 def test_alignment_is_that_of_the_largest_item(offset):
     """An address must suit the layout's largest item, and no more than that."""
-    for dtype, needed in (("uint8", 1), ("float16", 2), ("int32", 4), ("float64", 8), ("c16", 8)):
+    for dtype, needed in (("uint8", 1), ("float16", 2), ("int32", 4), ("float64", 8), ("c16", 16)):
         layout = Layout([Column("b", "uint8"), Column("x", dtype)])
         memory = aligned(layout.nbytes(5), offset)
         if offset % needed:
