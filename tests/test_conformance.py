@@ -227,7 +227,7 @@ def test_padded_slices_are_refused(adapter):
     soa = wrapped(layout_of("float32", "int8"), 100)[0]
     with pytest.raises(ValueError, match=r"padded=True: rows 10:20 are a slice of 100"):
         adapter.tensors(soa[10:20], Spec(x="x"), padded=True)
-    assert len(adapter.tensors(soa[:], Spec(x="x"), padded=True)[0]) == 128
+    assert adapter.tensors(soa[:], Spec(x="x"), padded=True)[0].shape[0] == 128
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=str)
@@ -456,10 +456,10 @@ def as_they_are(*tensors):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64", "bool"])
 def test_forward(adapter, dtype, entry):
     """What a model gives goes where it belongs, and nowhere else, in batches of any size."""
-    if any("64-bit" in known.reason for known in adapter.divergences) and dtype == "int64":
-        return
     layout = layout_of(dtype, "float64")
     spec = spec_of(entry)
+    if divergence(adapter, wrapped(layout, 1)[0], spec, copy=True):  # there is no such dtype
+        return
     for rows, batch_size in ((0, None), (1, 7), (33, None), (33, 7), (33, 33)):
         soa, expected = wrapped(layout, rows)
         out, before = wrapped(layout, rows)

@@ -128,40 +128,20 @@ def test_donation_never_writes_the_memory():
     assert not soa.buffer.root.any()
 
 
-@pytest.mark.parametrize("megabytes", [0.05, 4])
-def test_copies_are_finished(megabytes):
-    """Memory written right after a copy was returned does not tear it."""
-    rows = int(megabytes * 2**20) // 8 + 1
-    soa = LAYOUT.allocate(rows)
-    for round_ in range(50):
+@pytest.mark.parametrize("nbytes", [64, 1 << 10, 1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22])
+@pytest.mark.parametrize("start", [0, 16])
+def test_copies_are_finished(nbytes, start):
+    """Memory written right after a copy was returned does not tear it: not once in 200 times."""
+    rows = nbytes // 4
+    memory = np.zeros(LAYOUT.nbytes(rows) + 128, np.uint8)
+    soa = LAYOUT.wrap(memory[-memory.ctypes.data % 64 + start :], rows)
+    single, apart = Spec(t="x"), Spec(t=["y", "x"])
+    for round_ in range(200):
         soa["x"][:] = soa["y"][:] = round_
-        for copy in (None, True):
-            [t] = arrays(soa, Spec(t=["x", "y"]), copy=copy)
-            assert t.is_ready()
-            soa["x"][:] = soa["y"][:] = -1
-            assert (np.asarray(t) == round_).all()
-            soa["x"][:] = soa["y"][:] = round_
-
-
-def test_misaligned_buffers_are_refused_or_copied():
-    """At every address, an array aliases or is refused, and `copy=None` gives the values."""
-    layout = Layout([Column("x", "int32")])
-    raw = np.zeros(4096, np.uint8)
-    base = -raw.__array_interface__["data"][0] % 64
-    for offset in range(0, 130, 2):
-        memory = raw[base + offset :][:1024]
-        if offset % 4:
-            with pytest.raises(BufferError, match="misaligned"):
-                layout.wrap(memory, 33)
-            continue
-        soa = layout.wrap(memory, 33)
-        soa["x"][:] = np.arange(33)
-        if offset % 64:
-            with pytest.raises(BufferError, match=f"{offset % 64} bytes past a multiple of 64"):
-                arrays(soa, Spec(x="x"))
-        else:
-            assert arrays(soa, Spec(x="x"))[0].unsafe_buffer_pointer() == soa.buffer.address
-        assert arrays(soa, Spec(x="x"), copy=None)[0].tolist() == list(range(33))
+        copy, spec = ((True, single), (None, apart))[round_ % 2]
+        [t] = arrays(soa, spec, copy=None if start else copy)
+        soa["x"][:] = soa["y"][:] = -1
+        assert (np.asarray(t) == round_).all()
 
 
 def test_read_only_mappings(tmp_path):
