@@ -287,6 +287,7 @@ class JitAdapter(JaxAdapter):
 class Jit32Adapter(JitAdapter):
     """The same with 64-bit types switched off."""
 
+    rows = (33,)
     x64 = False
     divergences = (NARROWED,)
 

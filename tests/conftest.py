@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -102,6 +103,13 @@ def pytest_generate_tests(metafunc):
         if metafunc.definition.get_closest_marker("x64"):
             names = [name for name in names if not name.endswith("x64-off")]
         metafunc.parametrize("adapter", names, indirect=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_collections():
+    """Let what is there already stay out of the garbage collections of a file's tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -314,6 +314,14 @@ def test_bad_pointers(arguments, error, message):
         LAYOUT.from_pointer(arguments.pop("address"), arguments.pop("rows"), **arguments)
 
 
+def test_pointers_to_wide_numbers():
+    """Items of 16 bytes start on a multiple of 16, as torch and GPUs read them."""
+    layout = Layout([Column("z", "complex128")])
+    layout.from_pointer(FAR + 16, ROWS)
+    with pytest.raises(BufferError, match="8 bytes past a multiple of 16"):
+        layout.from_pointer(FAR + 8, ROWS)
+
+
 @pytest.mark.parametrize("rows", [0, 1, 33, 1000])
 def test_a_host_pointer(rows):
     """Memory of the host, by its address alone, is like any other."""

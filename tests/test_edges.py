@@ -83,8 +83,9 @@ def test_foreign_bools(byte):
             message = f"field '{field}'{row}: a bool is stored as 0 or 1, got byte {byte}; declare"
             with pytest.raises(ValueError, match=message):
                 soa.check_bools()
+            part = soa[5:] if found.ndim else soa[:0]  # a scalar is there without rows, too
             with pytest.raises(ValueError, match=message.replace("row 7", "row 2")):
-                soa[5:].check_bools()
+                part.check_bools()
         else:
             soa.check_bools()
         if found.ndim:

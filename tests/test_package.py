@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,26 @@ def test_examples_in_docstrings_run(request):
             doc = getattr(found, name).__doc__
             assert ">>>" in doc or name in ("SoA", "View"), name
     assert ran > 20
+
+
+def test_calls_that_are_never_made():
+    """Imports that do not hold the memory, or give an alias that is taken for a copy."""
+    root = Path(soaview.__file__).parents[1]
+    for package in ("soaview", "soaview_torch", "soaview_jax"):
+        for path in (root / package).glob("*.py"):
+            code = path.read_text()
+            assert "torch.frombuffer" not in code
+            assert not re.search(r"(from_dlpack|imported)\([^)]*copy=True", code), path
+
+
+def test_the_floors_that_are_tested():
+    """The versions that CI takes are the lowest that the package allows."""
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["jax"]]
+    floors = dict(line.split("==") for line in (HERE / "floors.txt").read_text().split())
+    assert floors["jaxlib"] == floors["jax"]
+    for name, floor in (requirement.split(">=") for requirement in declared):
+        assert floors[name].removesuffix(".0") == floor
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md", "pyproject.toml"])

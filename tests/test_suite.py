@@ -124,7 +124,7 @@ WRONG = {
 def test_wrong_adapters_fail(run_python, wrong):
     """An adapter that copies, shifts, widens, forgets or hurries fails the test made for that."""
     target = f"{HERE / 'test_conformance.py'}::{WRONG[wrong]}"
-    arguments = ["-q", "-p", "no:cacheprovider", "--adapter", f"test_suite:{wrong.__name__}"]
+    arguments = ["-qx", "-p", "no:cacheprovider", "--adapter", f"test_suite:{wrong.__name__}"]
     done = run_python("-m", "pytest", *arguments, target, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(r"\d+ failed", done.stdout)
