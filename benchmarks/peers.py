@@ -236,7 +236,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     counts = sorted({line["rows"] for line in lines})
     out = []
     for framework, title in (("torch", "torch tensor"), ("jax", "JAX array")):
-        heads = [f"N = 10^{len(str(n)) - 1}, us" for n in counts]
+        heads = [f"{n:,} rows, us" for n in counts]
         out.append(f"| to one {title} | memory | {' | '.join(heads)} | / soaview | peak, MB |")
         out.append(f"|---|---|{'---|' * (len(counts) + 2)}")
         mine = [line for line in lines if line["by"] == framework]
@@ -311,7 +311,7 @@ def main() -> None:
     said = ", ".join(f"{library} {version(library)}" for library in libraries)
     if absent := [library for library in LIBRARIES if not there(library)]:
         said += f"; not installed, hence left out: {', '.join(absent)}"
-    counts = [rows for rows in (10**3, 10**5, 10**7) if rows <= most]
+    counts = [rows for rows in (10**3, 10**5, 10**7) if rows <= most] or [most]
     lines = [x for rows in counts for by in ("torch", "jax") for x in compare(by, rows)]
     rows = min(most, 10**6)
     per_epoch = epochs(rows)
@@ -319,10 +319,13 @@ def main() -> None:
     told = [
         f"# Columns to tensors\n\n`python benchmarks/peers.py`, on a CPU: {said}.\n",
         table(lines),
-        "`/ soaview` and the peak, in one call, are those of the largest N.\n",
+        "`/ soaview` and the peak, in one call, are those of the most rows.\n",
         summary(lines).replace("\n", "\n\n"),
-        f"\n| an epoch of {rows} rows in batches of 1000 | seconds | / soaview |\n|---|---|---|",
-        *(f"| {name} | {time:.4f} | {time / ours:,.1f} |" for name, time in per_epoch.items()),
+        f"\n| an epoch of {rows} rows in batches of 1000 | ms | / soaview |\n|---|---|---|",
+        *(
+            f"| {name} | {time * 1e3:,.2f} | {time / ours:,.1f} |"
+            for name, time in per_epoch.items()
+        ),
     ]
     text = "\n".join(told) + "\n"
     print(text)

@@ -316,8 +316,9 @@ def misaligned(address: int, align: int) -> BufferError:
     """What memory at an address that the layout's largest item cannot have is refused with."""
     return BufferError(
         f"the buffer is misaligned: it starts at address {address:#x}, {address % align} bytes "
-        f"past a multiple of {align}, which the layout's largest item needs; start it on such an "
-        f"address, or copy it into layout.allocate(rows).buffer.root"
+        f"past a multiple of {align}, the size of the layout's largest item, on which torch and "
+        f"devices insist; start it on such an address, or copy its bytes into the memory of a new "
+        f"SoA, soa.buffer.root of soa = layout.allocate(rows)"
     )
 
 

@@ -80,7 +80,7 @@ class Column:
         freeze(self, name=name, dtype=_check_dtype(name, dtype))
         if not isinstance(shape, (tuple, list)):
             raise TypeError(
-                f"field {name!r:.80}: shape must be a tuple such as (3,), got {shape!r:.60}"
+                f"field {name!r:.80}: shape must be a tuple or list such as (3,), got {shape!r:.60}"
             )
         shape = tuple(exact_int(n, f"field {name!r:.80}: shape entry") for n in shape)
         if len(shape) > 2 or any(not 1 <= n <= INT64_MAX for n in shape):

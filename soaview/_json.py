@@ -33,7 +33,10 @@ def field_of(number: int, description: Any) -> Column | Scalar:
         raise ValueError(
             f"{where}: unknown dtype {given['dtype']!r:.60}; known are {', '.join(ITEMSIZE)}"
         )
-    return Column(**given) if kind == "column" else Scalar(**given)
+    try:
+        return Column(**given) if kind == "column" else Scalar(**given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def check_keys(where: str, got: Any, needed: set[str], optional: set[str]) -> Mapping[str, Any]:
@@ -51,7 +54,10 @@ def check_keys(where: str, got: Any, needed: set[str], optional: set[str]) -> Ma
 def parsed(text: str | bytes, max_bytes: int) -> Any:
     """JSON as Python has it, but no key twice, no NaN, and nothing that costs more than it says."""
     if not isinstance(text, (str, bytes, bytearray)):
-        raise TypeError(f"a layout's JSON must be a string or bytes, got {type(text).__name__}")
+        raise TypeError(
+            f"a layout's JSON must be a string or bytes, such as a file's content, "
+            f"got {type(text).__name__}"
+        )
     if len(text) > exact_int(max_bytes, "max_bytes"):
         raise ValueError(
             f"more than {max_bytes} bytes are no layout, got {len(text)}; if this one is meant, "

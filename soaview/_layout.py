@@ -242,7 +242,8 @@ class Layout:
         Args:
             buffer: a NumPy array, bytes, bytearray, memoryview, mmap, array.array, shared memory, a
                 ctypes array; or, on any device, what speaks DLPack or has the CUDA array interface,
-                such as tensors of torch, JAX and CuPy. It may be larger than needed. It is kept,
+                such as tensors of torch, JAX and CuPy. It may be larger than needed, and starts on
+                a multiple of the layout's largest item size: 16 bytes for complex128. It is kept,
                 and its export held, while the SoA or a view lives. Where DLPack is older than 1.0
                 it cannot say whether memory may be written, and is taken as read-only.
             rows: how many rows the buffer was laid out for. Memory does not say: another count

@@ -1,7 +1,8 @@
 """The few verbs that the conformance suite needs of an adapter.
 
 To run the suite on one of your own, write such a class and name it:
-`pytest tests/test_conformance.py --adapter your_module:YourAdapter`.
+`python -m pytest tests/test_conformance.py --adapter your_module:YourAdapter`.
+`test_third_party.py` has an example.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ from soaview._buffer import Buffer
 
 @dataclass(frozen=True)
 class Divergence:
-    """Something that a framework cannot do: exactly where `when` holds, `error` is raised."""
+    """Something that a framework cannot do: exactly where `when` holds, `error` is raised.
+
+    Its message matches the regular expression `match`, and names one of the tensors, unless it is
+    about read-only memory.
+    """
 
     reason: str
     when: Callable[[View], bool]
     error: type[Exception]
     match: str
-    copy: tuple[bool | None, ...] = (False,)  # with these values of copy=
+    copy: tuple[bool | None, ...] = (False,)  # where copying does not help: (False, None, True)
 
 
 class NumPyAdapter:
@@ -98,7 +103,7 @@ class NumPyAdapter:
         return array
 
     def dtype(self, tensor: Any) -> str:
-        """The dtype's name."""
+        """The dtype's name as soaview spells it, such as `"float32"`."""
         return tensor.dtype.name
 
     def address(self, tensor: Any) -> int:
@@ -254,6 +259,7 @@ NARROWED = Divergence(
 class Jax32Adapter(JaxAdapter):
     """soaview_jax with 64-bit types switched off, as JAX comes."""
 
+    rows = (0, 33)
     x64 = False
     divergences = (NARROWED, *JaxAdapter.divergences)
 
@@ -262,7 +268,7 @@ class JitAdapter(JaxAdapter):
     """soaview_jax on the SoA as an argument of jitted functions: it can cut everything."""
 
     aliases = False
-    rows = (0, 32, 33)  # each of them is compiled for
+    rows = (0, 33)  # each of them is compiled for
     copies = (False,)
     divergences = ()
 
@@ -307,6 +313,8 @@ def load(name: str) -> Any:
     if name in ADAPTERS:
         return ADAPTERS[name]()
     module, _, cls = name.partition(":")
+    if not cls:
+        raise ImportError(f"expected one of {', '.join(ADAPTERS)} or module:Class")
     return getattr(importlib.import_module(module), cls)()
 
 

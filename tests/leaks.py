@@ -38,7 +38,7 @@ def grown(call: Callable[[], object], count: int) -> int:
 
 def main(name: str, count: int = 0) -> None:
     adapter = adapters.load(name.removeprefix("leaky-"))
-    count = count or {"jax": 4_000, "jit": 500}.get(name, 40_000)
+    count = count or {"jax": 2_000, "jit": 500}.get(name, 20_000)
     spec = Spec(x="x", y="y", z="z", one=["y"], gap="gap")  # five views a call
     soa, empty = LAYOUT.allocate(33), LAYOUT.allocate(0)
     memory = np.zeros(LAYOUT.nbytes(33) + 64, np.uint8)

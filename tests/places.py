@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections.abc import Callable
 
@@ -97,6 +98,16 @@ def aligned(memory: np.ndarray) -> np.ndarray:
     copy = raw[-raw.__array_interface__["data"][0] % 128 :][: memory.size]
     copy[...] = memory
     return copy
+
+
+def let_go(gone: Callable[[], object]) -> bool:
+    """Whether a weak reference dies: JAX lets go of what it has read in a thread of its own."""
+    for _ in range(200):
+        gc.collect()
+        if gone() is None:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 under_test: HostMemory = HostMemory()

@@ -42,7 +42,8 @@ def tensors(adapter, soa, spec, copy=False, padded=False):
         return adapter.tensors(soa, spec, copy=copy, padded=padded)
     with pytest.raises(known.error, match=known.match) as raised:
         adapter.tensors(soa, spec, copy=copy, padded=padded)
-    assert any(repr(name) in str(raised.value) for name in spec) or "read-only" in known.match
+    named = any(repr(name) in str(raised.value) for name in spec) or "read-only" in known.match
+    assert named, f"the refusal names none of the tensors {list(spec)}: {raised.value}"
     return None
 
 

@@ -119,8 +119,8 @@ ATTACKS = {
     "1e1 components": (column_with(shape="[1e1]"), "shape entry must be an integer, got 10.0"),
     "infinitely many": (column_with(shape="[1e999]"), "must be an integer, got inf"),
     "true components": (column_with(shape="[true]"), "must be an integer, got True"),
-    "a shape that is a number": (column_with(shape="3"), "shape must be a tuple such as"),
-    "a shape that is text": (column_with(shape='"3"'), "shape must be a tuple such as"),
+    "a shape that is a number": (column_with(shape="3"), "shape must be a tuple or list such as"),
+    "a shape that is text": (column_with(shape='"3"'), "shape must be a tuple or list such as"),
     "a shape in a shape": (column_with(shape="[[3]]"), r"must be an integer, got \[3\]"),
     "an order of NumPy's": (column_with(order='"K"'), "order must be 'F' or 'C', got 'K'"),
     "an order that is null": (column_with(order="null"), "order must be 'F' or 'C', got None"),
@@ -226,7 +226,7 @@ def test_hostile_layout_files(attack):
 def test_what_is_no_text():
     """JSON comes as a string or bytes."""
     for odd in (None, 3, {"fields": []}, [b"{}"], memoryview(b"{}")):
-        with pytest.raises(TypeError, match="JSON must be a string or bytes, got"):
+        with pytest.raises(TypeError, match="JSON must be a string or bytes, such as .*, got"):
             Layout.from_json(odd)
 
 
