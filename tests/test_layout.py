@@ -48,7 +48,7 @@ def test_dtypes_as_numpy_spells_them(given, name):
         (lambda: Column("x", "f4,f4"), ValueError, "unknown dtype"),
         (lambda: Column("x", "longdouble"), ValueError, "unknown dtype"),
         (lambda: Column("x", ">f4"), ValueError, "not in native byte order"),
-        (lambda: Column("x", "f4", 3), TypeError, r"shape must be a tuple or list such as \(3,\), got 3"),
+        (lambda: Column("x", "f4", 3), TypeError, r"a tuple or list such as \(3,\), got 3"),
         (lambda: Column("x", "f4", (0,)), ValueError, r"field 'x': bad shape \(0,\)"),
         (lambda: Column("x", "f4", (2, -1)), ValueError, "bad shape"),
         (lambda: Column("x", "f4", (2, 2, 2)), ValueError, r"bad shape \(2, 2, 2\)"),
