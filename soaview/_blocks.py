@@ -46,6 +46,7 @@ class Blocks(Mapping[str, Layout]):
     def __init__(self, layouts: Mapping[str, Layout]) -> None:
         if not isinstance(layouts, Mapping):
             raise TypeError(f"blocks are a mapping from name to Layout, got {layouts!r:.60}")
+        layouts = dict(layouts)
         if not layouts:
             raise ValueError("blocks need at least one layout")
         for name, layout in layouts.items():
@@ -59,7 +60,7 @@ class Blocks(Mapping[str, Layout]):
                     f"blocks need one alignment: {first!r} has {one.alignment}, {name!r} has "
                     f"{layout.alignment}"
                 )
-        freeze(self, layouts=MappingProxyType(dict(layouts)), alignment=one.alignment)
+        freeze(self, layouts=MappingProxyType(layouts), alignment=one.alignment)
 
     def __getitem__(self, name: str) -> Layout:
         if not isinstance(name, str) or name not in self.layouts:
@@ -205,6 +206,9 @@ class SoABlocks(Mapping[str, SoA]):
         Raises:
             KeyError, TypeError, ValueError: no such block, or another layout or row count.
         """
+        if not isinstance(soas, Mapping):
+            raise TypeError(f"soas must be a mapping from block to SoA, got {soas!r:.60}")
+        soas = dict(soas)
         for name, soa in soas.items():
             layout, rows = self.layout[name], self.rows[name]
             if not isinstance(soa, SoA):

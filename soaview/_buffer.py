@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -297,15 +298,23 @@ def _holding_the_export(root: NDArray[np.uint8]) -> NDArray[np.uint8]:
     base: Any = root
     while isinstance(base, np.ndarray):
         base = base.base
-    if base is None or isinstance(base, (memoryview, Held)):
+    if base is None or isinstance(base, (memoryview, Held)) or not root.size:
         return root
     try:
         whole = np.frombuffer(base, np.uint8)
-    except (TypeError, ValueError, BufferError):
+    except TypeError:
         return root  # no buffer, such as DLPack's capsule
+    except (ValueError, BufferError) as error:
+        raise BufferError(
+            f"the array's memory is that of {type(base).__name__}, which does not export it "
+            f"({error}); wrap it before it is closed"
+        ) from None
     first = _address(root) - _address(whole)
     if not 0 <= first <= whole.size - root.size:
-        return root
+        raise BufferError(
+            f"the array does not lie in the memory of its base, {type(base).__name__} of "
+            f"{whole.size} bytes, which was resized since; make the array anew"
+        )
     held = whole[first : first + root.size]
     if not root.flags.writeable:
         held.flags.writeable = False
@@ -379,14 +388,27 @@ def _exported(owner: Any) -> NDArray[np.uint8]:
 
 def _from_dlpack(owner: Any) -> NDArray[Any]:
     try:
+        check_storage(owner)
         array = np.from_dlpack(owner)
         if hasattr(owner, "detach"):
             # A torch tensor's twin, whose memory `set_` and `resize_` of the tensor leave alone;
             # what is not simply memory, such as a negated or fake tensor, has none.
             array = owner.detach().numpy()
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # somebody else's code may raise anything
         raise BufferError(
             f"{type(owner).__name__} does not export its memory to NumPy ({error}); pass a plain "
             f"dense array, detached, as its uint8 view where NumPy lacks the dtype"
         ) from error
     return array
+
+
+def check_storage(owner: Any) -> None:
+    """Raise for a torch tensor whose storage was shrunk under it, as only torch's users can."""
+    if hasattr(owner, "untyped_storage") and owner.layout is sys.modules["torch"].strided:
+        reach = sum((n - 1) * s for n, s in zip(owner.shape, owner.stride(), strict=True))
+        end = (owner.storage_offset() + reach + 1) * owner.element_size()
+        size = owner.untyped_storage().nbytes()
+        if owner.numel() and end > size:
+            raise BufferError(
+                f"a tensor reaches to byte {end} of its storage, which was resized to {size} bytes"
+            )

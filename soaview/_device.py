@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ._buffer import Buffer, Held, exact_int, misaligned, numpy_dtype, too_small
+from ._buffer import Buffer, Held, check_storage, exact_int, misaligned, numpy_dtype, too_small
 from ._views import View
 
 if TYPE_CHECKING:
@@ -296,6 +296,7 @@ def _exported(owner: Any) -> Memory | None:
                 return None
             if kind not in _DEVICES:
                 raise BufferError(f"DLPack device {kind}:{index} is not known here")
+            check_storage(owner)
             # Of a torch tensor its twin, which `set_` of the tensor leaves alone.
             source = owner.detach() if hasattr(owner, "detach") else owner
             return _of_capsule(_capsule(owner))._replace(source=source)

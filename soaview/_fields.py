@@ -25,6 +25,10 @@ def check_name(kind: str, name: object) -> None:
         raise TypeError(f"a {kind}'s name must be a string, got {name!r:.60}")
     if not name:
         raise ValueError(f"a {kind}'s name must not be empty")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a {kind}'s name must be Unicode text, got {name!r:.60}") from error
 
 
 def _check_dtype(name: str, dtype: object) -> str:
@@ -34,14 +38,14 @@ def _check_dtype(name: str, dtype: object) -> str:
     if dtype is not None:
         try:
             known = np.dtype(dtype)  # type: ignore[call-overload]  # the TypeError is the check
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, SyntaxError, RecursionError):
             pass
         else:
             if not known.isnative:
                 raise ValueError(
                     f"field {name!r:.80}: dtype {dtype!r:.60} is not in native byte order"
                 )
-            if known.name in ITEMSIZE:
+            if known.name in ITEMSIZE and known.fields is None:
                 return str(known.name)
     raise ValueError(
         f"field {name!r:.80}: unknown dtype {dtype!r:.60}; known are {', '.join(ITEMSIZE)}"
@@ -82,10 +86,11 @@ class Column:
             raise TypeError(
                 f"field {name!r:.80}: shape must be a tuple or list such as (3,), got {shape!r:.60}"
             )
-        shape = tuple(exact_int(n, f"field {name!r:.80}: shape entry") for n in shape)
+        if len(shape) <= 2:
+            shape = tuple(exact_int(n, f"field {name!r:.80}: shape entry") for n in shape)
         if len(shape) > 2 or any(not 1 <= n <= INT64_MAX for n in shape):
             raise ValueError(
-                f"field {name!r:.80}: bad shape {shape!r:.200}; expected (), (d,) or (r, c), "
+                f"field {name!r:.80}: bad shape {tuple(shape)!r:.200}; expected (), (d,) or (r, c), "
                 f"with at least one component"
             )
         if not isinstance(order, str) or order not in ("F", "C"):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ._buffer import exact_int
 from ._soa import SoA, check_columns, check_writable
-from ._spec import Spec, Value, columns_of
+from ._spec import Spec, Value, columns_of, repeated
 from ._views import meant, views, views_or_columns
 
 Pair = tuple[SoA, Spec]
@@ -176,8 +176,7 @@ def results(given: Any, outputs: list[Pair]) -> list[tuple[SoA, Spec, list[Any]]
         found = list(given)
     elif isinstance(given, Mapping):
         names = [name for _, spec in outputs for name in spec]
-        if len(set(names)) < count:
-            twice = next(name for name in names if names.count(name) > 1)
+        if (twice := repeated(names)) is not None:
             raise ValueError(
                 f"the model gave a dict, but tensor {twice!r} stands in two outputs; name them "
                 f"differently, or let it give a tuple"

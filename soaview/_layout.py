@@ -199,14 +199,14 @@ class Layout:
         return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, text: str | bytes, *, max_bytes: int = 1 << 18) -> Layout:
+    def from_json(cls, text: str | bytes, *, max_bytes: int = 1 << 17) -> Layout:
         """The layout that `to_json` wrote; made for files that one does not trust.
 
         It holds no offsets, for these follow from the fields, and nothing is allocated for it.
 
         Args:
             text: JSON; bytes are UTF-8.
-            max_bytes: of the text (of a string, characters): the default is some thousand fields,
+            max_bytes: of the text (of a string, characters): the default is two thousand fields,
                 and no text of that size takes more than 10 MB of memory to refuse.
 
         Raises:

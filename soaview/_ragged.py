@@ -18,6 +18,8 @@ def check_cuts(offsets: object, counts: object) -> None:
 
 def host_cuts(what: str, given: Any, rows: int) -> NDArray[np.int64]:
     """Offsets or counts that are on the host, checked one by one."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{what} are a masked array, whose mask would be lost; pass .data")
     try:
         found = np.asarray(given)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -152,7 +152,7 @@ class SoA:
                 first = tuple(np.argwhere(found > 1)[0])
                 row = f", row {first[0]}" if field.per_row else ""
                 raise ValueError(
-                    f"field {field.name!r}{row}: a bool is stored as 0 or 1, got byte "
+                    f"field {field.name!r:.80}{row}: a bool is stored as 0 or 1, got byte "
                     f"{found[first]}; declare it uint8"
                 )
 
@@ -270,9 +270,9 @@ def _as_array(field: Column | Scalar, value: Any) -> NDArray[Any]:
     """`value` as an array of the field's dtype; only Python's own numbers are converted."""
     dtype = numpy_dtype(field.dtype)
     try:
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError("a masked array's mask would be lost; pass .data")
         types = _types(value)
+        if any(issubclass(kind, np.ma.MaskedArray) for kind in types):
+            raise TypeError("a masked array's mask would be lost; pass .data")
         if plain := types <= {bool, int, float, complex}:
             # NumPy's promotion of Python's numbers, where bfloat16 counts as the float it is.
             weak = np.dtype("float16") if field.dtype == "bfloat16" else dtype
@@ -288,12 +288,16 @@ def _as_array(field: Column | Scalar, value: Any) -> NDArray[Any]:
             )
         with np.errstate(over="ignore"):
             found = np.asarray(value, dtype)
-        if plain and np.isinf(found).sum() > np.isinf(np.asarray(value, complex)).sum():
+        if plain and _infinities(found) > _infinities(np.asarray(value, complex)):
             raise OverflowError(f"a number is beyond what {field.dtype} holds")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"field {field.name!r}: {error}") from None
     return found
+
+
+def _infinities(array: NDArray[Any]) -> int:
+    return int(np.isinf(array.real).sum() + np.isinf(array.imag).sum())
 
 
 def _types(value: Any) -> set[type]:

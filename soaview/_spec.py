@@ -97,8 +97,7 @@ class Spec(Mapping[str, Entry]):
         >>> Spec(a="x", b="y", c="z").subset("c", "a")
         Spec(c='z', a='x')
         """
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        if (twice := repeated(names)) is not None:
             raise ValueError(f"tensor {twice!r} stands twice")
         return Spec({name: self[name] for name in names})
 
@@ -134,6 +133,16 @@ def columns_of(entry: Entry) -> tuple[str, ...]:
     if isinstance(entry, Value):
         return (entry.name,)
     return (entry,) if isinstance(entry, str) else entry
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that has been there before."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def no_such(what: str, name: object, known: Iterable[str]) -> str:

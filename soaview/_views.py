@@ -12,7 +12,7 @@ import numpy as np
 
 from ._buffer import ITEMSIZE, Buffer, Geometry, check_bounds, host_array
 from ._runs import run_numbers
-from ._spec import Entry, Spec, Value
+from ._spec import Entry, Spec, Value, repeated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -373,8 +373,7 @@ def _scatter(soa: SoA, tensor: Tensor, padded: bool) -> Scattered:
 def _why(soa: SoA, names: tuple[str, ...]) -> str:
     layout = soa.layout
     columns = [layout.field(name) for name in names]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if (twice := repeated(names)) is not None:
         return f"column {twice!r} is repeated, so that its columns have no common distance"
     if not _one_step(layout, columns):
         scalars = len({c.per_row for c in columns}) > 1

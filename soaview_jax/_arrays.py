@@ -226,11 +226,13 @@ def _alias(name: str, host: NDArray[Any] | View, address: int) -> jax.Array:
 def _imported(host: NDArray[Any] | View) -> jax.Array:
     # Never copy=True: that one returns an alias all the same, and lets XLA write into it.
     if isinstance(host, View):
-        return imported(host, copy=False)
-    if host.dtype.kind == "V":  # bfloat16, which NumPy cannot export
-        return jax.device_put(host, _host())
-    # Where there is nothing to copy, the address need not be aligned.
-    return jax.dlpack.from_dlpack(host, copy=False if host.size else None)
+        array: jax.Array = imported(host, copy=False)
+    elif host.dtype.kind == "V":  # bfloat16, which NumPy cannot export
+        array = jax.device_put(host, _host())
+    else:
+        # Where there is nothing to copy, the address need not be aligned.
+        array = jax.dlpack.from_dlpack(host, copy=False if host.size else None)
+    return array
 
 
 def _host() -> jax.Device:

@@ -96,12 +96,12 @@ class _Function(NamedTuple):
 
     Attributes:
         tree, leaves: what it is as a pytree, with None for its arrays.
-        kinds: of the leaves, for 1, 1.0 and True are equal.
+        kinds: of the leaves, for 1, 1.0 and True are equal, and so are 0.0 and -0.0.
     """
 
     tree: Any
     leaves: tuple[Any, ...]
-    kinds: tuple[type, ...]
+    kinds: tuple[tuple[type, str], ...]
 
 
 class _Call(NamedTuple):
@@ -145,7 +145,8 @@ def _compiled(fn: Callable[..., Any]) -> tuple[Any, _Function | None, list[Any]]
                 f"fn holds a NumPy array of {weight.dtype} and shape {weight.shape}, and JAX has "
                 f"64-bit types switched off: it would narrow it in silence; convert it first"
             )
-    function = _Function(tree, rest, tuple(map(type, rest)))
+    kinds = tuple((type(x), repr(x) if isinstance(x, (float, complex)) else "") for x in rest)
+    function = _Function(tree, rest, kinds)
     try:
         hash(function)
     except TypeError as error:
@@ -171,4 +172,12 @@ def _run(fn: Any, call: _Call, soas: list[SoA], start: jax.Array) -> Any:
         # Where JAX is told not to compile, what it cannot view is copied.
         cut = batch(soa[: call.size], spec, start) if split else arrays(soa, spec, copy=None)
         given += cut
-    return fn(*given)
+    made = fn(*given)
+    for leaf in jax.tree.leaves(made):
+        narrow = isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.name in NARROW
+        if narrow and not x64():
+            raise TypeError(
+                f"the model gave a NumPy array of {leaf.dtype} and shape {leaf.shape}, and JAX has "
+                f"64-bit types switched off: it would narrow it in silence; convert it first"
+            )
+    return made

@@ -29,8 +29,10 @@ def mask(soa: SoA, count: jax.Array | int) -> jax.Array:
     if isinstance(count, jax.core.Tracer):
         if count.shape or not jnp.issubdtype(count.dtype, jnp.integer):
             raise TypeError(f"count must be one integer, got {count.dtype} of shape {count.shape}")
-    elif not 0 <= exact_int(count, "count") <= soa.rows:
-        raise ValueError(f"count must be between 0 and the SoA's {soa.rows} rows, got {count}")
+    else:
+        count = exact_int(count, "count")
+        if not 0 <= count <= soa.rows:
+            raise ValueError(f"count must be between 0 and the SoA's {soa.rows} rows, got {count}")
     return jnp.arange(soa.rows) < count
 
 

@@ -51,6 +51,8 @@ def jagged(
     given = counts if offsets is None else offsets
     if not isinstance(given, torch.Tensor):
         given = torch.from_numpy(host_cuts(what, given, soa.rows))
+    if given.is_nested or given.is_quantized or given.is_meta or given.layout is not torch.strided:
+        raise TypeError(f"{what} must be a plain dense tensor, got {given.layout}, {given.device}")
     real = given.is_floating_point() or given.is_complex() or given.dtype == torch.bool
     check_kind(what, tuple(given.shape), given.numel() == 0 or not real, given.dtype)
     with torch.inference_mode(False), torch.no_grad():

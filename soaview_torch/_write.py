@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from soaview import SoA, Spec
+from soaview._buffer import check_storage
 from soaview._soa import check_columns, check_given, check_writable, numbered
 from soaview._views import Scattered, views_or_columns
 
@@ -147,8 +148,7 @@ def _describe(where: str, tensor: object) -> tuple[tuple[int, ...], str, str]:
 
 
 def _overlaps(tensor: torch.Tensor, place: Place) -> bool:
+    check_storage(tensor)
     storage = tensor.untyped_storage()
     begin = storage.data_ptr()
-    if not storage.nbytes() and tensor.numel():
-        raise RuntimeError("the storage of a tensor was taken from it; nothing was written")
     return begin < place.end and place.memory.address < begin + storage.nbytes()

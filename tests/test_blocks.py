@@ -162,6 +162,7 @@ def test_blocks_replaced():
         ({"tracks": TRACKS.allocate(34)}, ValueError, "'tracks' has 33 rows of Layout"),
         ({"tracks": HITS.allocate(33)}, ValueError, "'tracks' has 33 rows of Layout"),
         ({"tracks": 3}, TypeError, "'tracks': expected an SoA, got int"),
+        ([other], TypeError, "soas must be a mapping from block to SoA"),
     ):
         with pytest.raises(error, match=match):
             event.replace(soas)

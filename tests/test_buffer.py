@@ -324,3 +324,30 @@ def test_unguarded_memory_holds_the_owner():
     del owner, soa
     gc.collect()
     assert gone() is not None
+
+
+def test_memory_that_is_gone(tmp_path):
+    """Arrays that only point at a buffer are refused once it was closed or resized."""
+    path = tmp_path / "memory"
+    path.write_bytes(image())
+    mapped = np.memmap(path, mode="r+")
+    mapped._mmap.close()
+    with pytest.raises(BufferError, match="memory is that of mmap, which does not export it"):
+        LAYOUT.wrap(mapped, ROWS)
+    memory = bytearray(1 << 20)
+    array = np.ndarray(1 << 20, np.uint8, memory)
+    memory.clear()
+    memory.extend(b"x" * 10)
+    with pytest.raises(BufferError, match="not lie in the memory of its base, bytearray of 10 by"):
+        LAYOUT.wrap(array, ROWS)
+
+
+class Raising(DLPackOnly):
+    def __dlpack__(self, **asked):
+        raise ZeroDivisionError("on purpose")
+
+
+def test_producers_that_raise():
+    """Whatever somebody else's protocol raises is the cause of a refusal."""
+    with pytest.raises(BufferError, match="Raising does not export its memory .*on purpose"):
+        LAYOUT.wrap(Raising(in_numpy("u1")), ROWS)

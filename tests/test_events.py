@@ -130,6 +130,9 @@ BAD_CUTS = {
     "empty": ({"offsets": []}, ValueError, "offsets are empty"),
     "too many": ({"counts": [5, 6]}, ValueError, "the events have 11 rows, the SoA has 10"),
     "huge": ({"offsets": np.array([0, 2**64 - 1], "uint64")}, ValueError, "between 0 and"),
+    "masked": ({"offsets": np.ma.array([0, 5, 10], mask=[0, 1, 0])}, TypeError, "mask would be"),
+    "without memory": ({"offsets": torch.zeros(2, dtype=int, device="meta")}, TypeError, "offsets"),
+    "sparse": ({"offsets": torch.tensor([0, 10]).to_sparse()}, TypeError, "offsets must be"),
     "many": ({"counts": [2**62, 2**62]}, ValueError, "between 0 and the SoA's 10 rows, got 4611"),
 }
 

@@ -636,7 +636,7 @@ def test_a_storage_that_was_taken_away():
         y.untyped_storage().resize_(0)
         return y
 
-    with pytest.raises(RuntimeError, match="storage of a tensor was taken from it; nothing"):
+    with pytest.raises(BufferError, match="storage, which was resized to 0 bytes"):
         soaview_torch.forward(freed, (soa, Spec(x="x")), (out, Spec(a="a")))
 
 
@@ -661,6 +661,29 @@ def test_jax_tells_numbers_apart():
         fn = jax.tree_util.Partial(half, k)
         soaview_jax.forward(fn, (ints, Spec(i="i")), (out, Spec(a="a")))
         assert out["a"].tolist() == wanted
+
+
+def test_jax_tells_signs_of_zero_apart():
+    """0.0 and -0.0 are equal, and functions of their own all the same."""
+    soa, out = filled(5)
+    signed = lambda k, x: x * 0 + np.copysign(np.float32(1), np.float32(k))  # noqa: E731
+    for k in (0.0, -0.0):
+        fn = jax.tree_util.Partial(signed, k)
+        soaview_jax.forward(fn, (soa, Spec(x="x")), (out, Spec(a="a")))
+        assert (out["a"] == np.copysign(1, k)).all()
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_jax_narrows_no_results(batch_size):
+    """64-bit NumPy arrays that the model gives are refused while JAX would narrow them."""
+    soa, out = filled(5)
+
+    def model(x):
+        return np.full(x.shape, 1e300)
+
+    with pytest.raises(TypeError, match="the model gave a NumPy array of float64 and shape"):
+        soaview_jax.forward(model, (soa, Spec(x="x")), (out, Spec(a="a")), batch_size=batch_size)
+    assert not out["a"].any()
 
 
 def test_jax_narrows_no_weights():

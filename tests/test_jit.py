@@ -568,6 +568,16 @@ def test_bad_counts(count, error, message):
         mask(filled(33), count)
 
 
+def test_counts_of_other_libraries():
+    """Whatever counts as an integer is one."""
+
+    class Count:
+        def __index__(self):
+            return 7
+
+    assert mask(filled(33), Count()).sum() == 7
+
+
 def test_bad_traced_counts():
     """A traced count is one integer."""
     for count in (jnp.float32(1), jnp.arange(3), jnp.bool(True)):

@@ -210,6 +210,18 @@ def test_pack_needs_every_field():
         LAYOUT.pack([1, 2])
 
 
+def test_pack_of_what_would_be_lost():
+    """Masks within lists, and the overflow of one part of a complex number, are refused."""
+    masked = np.ma.array([1.0, 2.0], mask=[1, 0])
+    for dtype, shape, value in (("f8", (2,), [masked, masked]), ("f8", (), [np.ma.masked])):
+        with pytest.raises(TypeError, match="field 'x': a masked array's mask would be lost"):
+            Layout([Column("x", dtype, shape)]).pack({"x": value})
+    layout = Layout([Column("x", "complex64")])
+    with pytest.raises(ValueError, match="field 'x': a number is beyond what complex64 holds"):
+        layout.pack({"x": [complex(float("inf"), 1e300)]})
+    assert layout.pack({"x": [complex(float("inf"), 1)]})["x"][0] == complex(float("inf"), 1)
+
+
 def test_pack_of_bfloat16():
     """A number beyond bfloat16 is refused as for other floats; infinity itself is not."""
     layout = Layout([Column("h", "bfloat16")])

@@ -256,6 +256,21 @@ def test_a_wrapped_tensor_keeps_its_memory():
     assert soa["x"].tolist() == [3] * 10
 
 
+@pytest.mark.parametrize("left", [0, 64])
+def test_storage_that_was_shrunk(left):
+    """A tensor that reaches past its storage is neither wrapped nor written."""
+    for odd in (torch.zeros(1 << 20), torch.zeros(3, 1 << 20).T[:, 1]):
+        odd.untyped_storage().resize_(left)
+        with pytest.raises(BufferError, match="reaches to byte .* storage, which was resized to"):
+            LAYOUT.wrap(odd, 10)
+        soa = LAYOUT.allocate(1 << 20)
+        with pytest.raises(BufferError, match="reaches to byte"):
+            write(soa, Spec(x="x"), [odd])
+        assert not soa["x"].any()
+    LAYOUT.wrap(torch.zeros(9999)[4:], 10)
+    write(LAYOUT.allocate(10), Spec(x="x"), [torch.zeros(1).expand(10)])
+
+
 def test_storage_that_torch_moved():
     """After `share_memory_` of a tensor, calls give the SoA's memory again, not what it left."""
     soa, spec = LAYOUT.allocate(10), Spec(x="x")
