@@ -90,8 +90,8 @@ class Column:
             shape = tuple(exact_int(n, f"field {name!r:.80}: shape entry") for n in shape)
         if len(shape) > 2 or any(not 1 <= n <= INT64_MAX for n in shape):
             raise ValueError(
-                f"field {name!r:.80}: bad shape {tuple(shape)!r:.200}; expected (), (d,) or (r, c), "
-                f"with at least one component"
+                f"field {name!r:.80}: bad shape {tuple(shape)!r:.200}; expected (), (d,) or "
+                f"(r, c), with at least one component"
             )
         if not isinstance(order, str) or order not in ("F", "C"):
             raise ValueError(f"field {name!r:.80}: order must be 'F' or 'C', got {order!r:.60}")
