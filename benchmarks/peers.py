@@ -192,7 +192,7 @@ def compare(framework: str, rows: int) -> list[dict[str, Any]]:
         shared = address == source.ctypes.data
         lines.append({"way": name, "rows": rows, "by": framework, "shared": shared, "grown": grown})
         del made, kept
-    times = medians(calls, rounds=30 if rows < 10**6 else 5)
+    times = medians(calls, rounds=30 if rows < 10**6 else 15)
     for line in lines:
         line["seconds"] = times[line["way"]]
     return lines
@@ -311,7 +311,8 @@ def main() -> None:
     said = ", ".join(f"{library} {version(library)}" for library in libraries)
     if absent := [library for library in LIBRARIES if not there(library)]:
         said += f"; not installed, hence left out: {', '.join(absent)}"
-    counts = [rows for rows in (10**3, 10**5, 10**7) if rows <= most] or [most]
+    # 4 000 rows are 128 KB: thereabouts copying into JAX begins to cost more than an import.
+    counts = [rows for rows in (10**3, 4 * 10**3, 10**5, 10**7) if rows <= most] or [most]
     lines = [x for rows in counts for by in ("torch", "jax") for x in compare(by, rows)]
     rows = min(most, 10**6)
     per_epoch = epochs(rows)
