@@ -26,7 +26,16 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 BOTH = [
     f"test_{name}.py"
-    for name in ("deploy", "events", "examples", "forward", "frameworks", "readme", "root")
+    for name in (
+        "deploy",
+        "differential",
+        "events",
+        "examples",
+        "forward",
+        "frameworks",
+        "readme",
+        "root",
+    )
 ]
 """Tests of both frameworks."""
 
