@@ -297,7 +297,7 @@ def _holding_the_export(root: NDArray[np.uint8]) -> NDArray[np.uint8]:
     base: Any = root
     while isinstance(base, np.ndarray):
         base = base.base
-    if base is None or isinstance(base, (memoryview, Held)) or not root.size:
+    if base is None or isinstance(base, (memoryview, Held)):
         return root
     try:
         whole = np.frombuffer(base, np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -173,6 +174,30 @@ def test_blocks_described():
     text = BLOCKS.describe(ROWS)
     assert "hits: from byte 1408 on, 70 rows, 2176 bytes, alignment 128\n" in text
     assert text.count("field  ") == 3
+
+
+class Fickle(Mapping):
+    """A mapping that says something else whenever it is asked again."""
+
+    def __init__(self, *found):
+        self.found = list(found)
+
+    def __getitem__(self, name):
+        return self.found.pop(0)
+
+    def __iter__(self):
+        return iter(["tracks"])
+
+    def __len__(self):
+        return 1
+
+
+def test_mappings_that_change():
+    """What was checked is what is used."""
+    event = Blocks(Fickle(TRACKS, 3, 3)).allocate({"tracks": 33})
+    other = TRACKS.allocate(33)
+    assert event.layout["tracks"] == TRACKS
+    assert event.replace(Fickle(other, 3, 3))["tracks"] is other
 
 
 def test_bad_blocks():

@@ -236,9 +236,32 @@ class Broken(Producer):
         raise OSError("this is not yours")
 
 
+class Shrunk(Producer):
+    """What torch says of a tensor whose storage was resized."""
+
+    def stride(self):
+        return (1,)
+
+    def storage_offset(self):
+        return 0
+
+    def element_size(self):
+        return 1
+
+    def numel(self):
+        return NBYTES
+
+    def untyped_storage(self):
+        return self
+
+    def nbytes(self):
+        return NBYTES - 1
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Shrunk(), "reaches to byte 768 of its storage, which was resized to 767 bytes"),
         (lambda: Producer((NBYTES - 1,)), "too small: got 767 bytes, needed 768"),
         (lambda: Producer(address=FAR + 4), "misaligned: .* 4 bytes past a multiple of 8"),
         (lambda: Producer((NBYTES,), strides=(2,)), "not contiguous: shape .*strides .2"),

@@ -269,6 +269,7 @@ def test_storage_that_was_shrunk(left):
         assert not soa["x"].any()
     LAYOUT.wrap(torch.zeros(9999)[4:], 10)
     write(LAYOUT.allocate(10), Spec(x="x"), [torch.zeros(1).expand(10)])
+    write(LAYOUT.allocate(0), Spec(xy=["x", "y"]), [torch.empty(2, 0).T])  # strides (1, 1)
 
 
 def test_storage_that_torch_moved():
