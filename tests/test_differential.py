@@ -7,19 +7,22 @@ refused where the rules say. What counts as a case is one tensor; an example has
 
 from __future__ import annotations
 
+import copy
 import itertools
 from math import prod
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from adapters import JaxAdapter, TorchAdapter
+import pytest
+from adapters import Jax32Adapter, JaxAdapter, JitAdapter, TorchAdapter
 from cases import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soaview import Column, Layout, Scalar, Spec, Value, views
 
-TORCH, JAX = TorchAdapter(), JaxAdapter()
+TORCH, JAX, JAX32, JIT = TorchAdapter(), JaxAdapter(), Jax32Adapter(), JitAdapter()
 SHAPES = [(), (), (), (1,), (3,), (2, 2), (1, 3), (3, 1)]
 
 
@@ -34,7 +37,8 @@ def layouts(draw):
             fields.append(Column(f"f{number}", dtype, shape, order))
         else:
             fields.append(Scalar(f"f{number}", dtype))
-    return Layout(fields, alignment=draw(st.sampled_from([16, 32, 64, 128, 256])))
+    largest = max(f.itemsize for f in fields)
+    return Layout(fields, alignment=largest * draw(st.sampled_from([1, 2, 4, 8, 16, 32])))
 
 
 @st.composite
@@ -79,7 +83,7 @@ def starts_of(layout, rows):
     return found, offset
 
 
-def places_of(layout, capacity, start, rows, entry):
+def places_of(layout, capacity, start, rows, padded, entry):
     """The byte at which each element of a tensor lies, or the error that there is none."""
     columns = [entry] if isinstance(entry, str) else entry
     if isinstance(entry, Value):
@@ -90,6 +94,9 @@ def places_of(layout, capacity, start, rows, entry):
     if len({(f.dtype, f.shape) for f in fields}) > 1:
         return ValueError
     starts, _ = starts_of(layout, capacity)
+    if padded:
+        size = fields[0].itemsize
+        rows = (rows * size + layout.alignment - 1) // layout.alignment * layout.alignment // size
     parts = []
     for f in fields:
         offset, pitch = starts[f.name]
@@ -156,14 +163,15 @@ def subnormal_or_nan(bits):
     return ((exponent == 0) | (exponent == 0x7F80)) & (bits & 0x7F != 0)
 
 
-def check_addresses(adapter, tensor, dtype, where, base):
+def check_addresses(adapter, tensor, where, base):
     """Every element of a tensor lies at its byte of the memory."""
+    assert tuple(tensor.shape) == where.shape
     if not where.size:
         return
     got = np.full(where.shape, adapter.address(tensor))
     for axis, (count, step) in enumerate(zip(where.shape, adapter.strides(tensor), strict=True)):
         if count > 1:
-            steps = np.arange(count) * step * np.dtype(dtype).itemsize
+            steps = np.arange(count) * step * tensor.dtype.itemsize
             got += steps.reshape(-1, *(1 for _ in where.shape[axis + 1 :]))
     np.testing.assert_array_equal(got, base + where)
 
@@ -173,86 +181,166 @@ def is_dense(where, itemsize):
     return bool((np.diff(flat) == itemsize).all())
 
 
-def given_or_refused(adapter, soa, spec, refused, **options):
-    """The list of tensors; None where the rules say that it is refused, and it is."""
-    try:
-        found = adapter.tensors(soa, spec, **options)
-    except BufferError:
-        assert refused
-        return None
-    assert not refused
-    return found
+class Case(NamedTuple):
+    """What is compared: the tensors of some rows of an SoA."""
+
+    layout: Layout
+    entries: list[Any]
+    capacity: int
+    start: int = 0
+    stop: int | None = None
+    padded: bool = False
+    shift: int = 0  # bytes past a multiple of 256
+    readonly: bool = False
+    seed: int = 0
 
 
-def inside_jit(soa, spec):
-    return jax.jit(lambda soa: JAX.tensors(soa, spec))(soa)
+def compare(case, torch=TORCH, jax=JAX, jit=JIT):
+    """What one framework reads, they all read; and each aliases exactly where it can."""
+    layout, capacity, start, padded = case.layout, case.capacity, case.start, case.padded
+    stop = capacity if case.stop is None else case.stop
+    memory = bytes_for(layout, capacity, case.seed, case.shift)
+    base = memory.ctypes.data
+    memory.flags.writeable = not case.readonly
+    soa = layout.wrap(memory, capacity)[start:stop]
+    places = {}
+    for number, entry in enumerate(case.entries):
+        where = places_of(layout, capacity, start, stop - start, padded, entry)
+        if where is ValueError:
+            for adapter in (torch, jax, jit):
+                with adapter.settings(), np.testing.assert_raises(ValueError):
+                    adapter.tensors(soa, Spec(bad=entry), padded=padded)
+        else:
+            places[f"t{number}"] = entry, layout.field(first_name(entry)).dtype, where
+    whole = Spec({name: entry for name, (entry, _, _) in places.items()})
+    strided = [name for name, (entry, _, _) in places.items() if has_a_view(layout, entry)]
+
+    def check(found, names=places, adapter=jax, same=check_values):
+        # Of an array of JAX's without the copy that `to_numpy` makes, compiled for every shape.
+        to_numpy = torch.to_numpy if adapter is torch else np.asarray
+        for tensor, name in zip(found, names, strict=True):
+            same(to_numpy(tensor), *places[name][1:], memory)
+
+    def can_alias(adapter, name):
+        _, dtype, where = places[name]
+        if adapter is torch or name not in strided:
+            return name in strided and not case.readonly
+        if dtype == "bfloat16" and where.size and sum(n > 1 for n in where.shape) > 1:
+            return False
+        aligned = not where.size or (base + where.flat[0]) % 64 == 0
+        return aligned and is_dense(where, np.dtype(dtype).itemsize)
+
+    for name in whole:
+        if name in strided:
+            [view] = views(soa, whole.subset(name), padded=padded)
+            check([view.numpy()], [name])
+            assert not view.numpy().size or view.address == base + places[name][2].flat[0]
+        else:
+            with np.testing.assert_raises(BufferError):
+                views(soa, whole.subset(name), padded=padded)
+
+    for adapter in (torch, jax):
+        with adapter.settings():
+            able = [name for name in whole if can_alias(adapter, name)]
+            found = adapter.tensors(soa, whole.subset(*able), padded=padded) if able else []
+            for tensor, name in zip(found, able, strict=True):
+                check_addresses(adapter, tensor, places[name][2], base)
+            check(found, able, adapter)
+            for name in set(whole) - set(able):
+                with np.testing.assert_raises(BufferError):
+                    adapter.tensors(soa, whole.subset(name), padded=padded)
+            if len(able) < len(whole):
+                with np.testing.assert_raises(BufferError):
+                    adapter.tensors(soa, whole, padded=padded)
+            for how in (None, True):
+                found = adapter.tensors(soa, whole, copy=how, padded=padded)
+                check(found, adapter=adapter)
+                for tensor, (name, (_, _, where)) in zip(found, places.items(), strict=True):
+                    if how is None and name in able:
+                        check_addresses(adapter, tensor, where, base)
+                    elif where.size:
+                        address = adapter.address(tensor)
+                        assert not base <= address < base + len(memory)
+    with JAX32.settings():
+        for name in able:
+            if places[name][1] in ("int64", "uint64", "float64", "complex128"):
+                with np.testing.assert_raises(TypeError):
+                    JAX32.tensors(soa, whole.subset(name), padded=padded)
+            else:
+                found = JAX32.tensors(soa, whole.subset(name), padded=padded)
+                check_addresses(JAX32, found[0], places[name][2], base)
+                check(found, [name])
+    with jit.settings():
+        check(jit.tensors(soa, whole, padded=padded), same=check_jitted)
 
 
 @settings(deadline=None)
 @given(st.data(), layouts(), row_counts, st.integers(0, 2**32 - 1))
 def test_all_agree(data, layout, capacity, seed):
-    """What one framework reads, they all read; and each aliases exactly where it can."""
-    start, stop = 0, capacity
-    if data.draw(st.booleans()):
+    """Whatever is asked of whatever layout."""
+    start, stop, padded = 0, capacity, data.draw(st.booleans())
+    if not padded and data.draw(st.booleans()):
         start = data.draw(st.integers(0, capacity))
         stop = data.draw(st.integers(start, capacity))
-    rows = stop - start
     shift = data.draw(st.sampled_from([0, 0, 0, 16, 48]))
     readonly = data.draw(st.sampled_from([False, False, False, True]))
-    memory = bytes_for(layout, capacity, seed, shift)
-    base = memory.ctypes.data
-    memory.flags.writeable = not readonly
-    soa = layout.wrap(memory, capacity)[start:stop]
     tried = [data.draw(entries(layout)) for _ in range(10)]
-    good = {}
-    for number, entry in enumerate(tried):
-        where = places_of(layout, capacity, start, rows, entry)
-        spec = Spec({f"t{number}": entry})
-        if where is ValueError:
-            for adapter in (TORCH, JAX):
-                with adapter.settings(), np.testing.assert_raises(ValueError):
-                    adapter.tensors(soa, spec)
-        else:
-            good[f"t{number}"] = entry, layout.field(first_name(entry)).dtype, where
-    strided = [name for name, (entry, _, _) in good.items() if has_a_view(layout, entry)]
-    whole = Spec({name: entry for name, (entry, _, _) in good.items()})
-
-    for name, (_, dtype, where) in good.items():
-        one, scattered = whole.subset(name), name not in strided
-        size = np.dtype(dtype).itemsize
-        if scattered:
-            with np.testing.assert_raises(BufferError):
-                views(soa, one)
-        else:
-            [view] = views(soa, one)
-            check_values(view.numpy(), dtype, where, memory)
-            assert not where.size or view.address == base + where.flat[0]
-        given_or_refused(TORCH, soa, one, scattered or readonly)
-        unlike = dtype == "bfloat16" and where.size and sum(n > 1 for n in where.shape) > 1
-        start_at = base + int(where.flat[0]) if where.size else 0
-        dense = is_dense(where, size) and start_at % 64 == 0 and not unlike
-        with JAX.settings():
-            alias = given_or_refused(JAX, soa, one, scattered or not dense)
-            if alias is not None:
-                check_addresses(JAX, alias[0], dtype, where, base)
-                check_values(np.asarray(alias[0]), dtype, where, memory)
-
-    torch_list = given_or_refused(TORCH, soa, whole, readonly or len(strided) < len(good))
-    if torch_list is not None:
-        for tensor, (_, dtype, where) in zip(torch_list, good.values(), strict=True):
-            check_addresses(TORCH, tensor, dtype, where, base)
-    with JAX.settings():
-        copied = JAX.tensors(soa, whole, copy=None)
-        jitted = inside_jit(soa, whole)
-    for found, to_numpy, check in (
-        (TORCH.tensors(soa, whole, copy=None), TORCH.to_numpy, check_values),
-        (copied, np.asarray, check_values),
-        (jitted, np.asarray, check_jitted),
-    ):
-        for tensor, (_, dtype, where) in zip(found, good.values(), strict=True):
-            check(to_numpy(tensor), dtype, where, memory)
+    compare(Case(layout, tried, capacity, start, stop, padded, shift, readonly, seed))
     if seed % 50 == 0:
+        JIT.jitted.clear()
         jax.clear_caches()  # which hold what was compiled for every layout
+
+
+def changed(right, change, when):
+    """An adapter that is right but for what it gives in one of the ways to ask."""
+
+    def tensors(soa, spec, copy=False, padded=False):
+        found = right.tensors(soa, spec, copy=copy, padded=padded)
+        return [change(tensor) for tensor in found] if copy is when else found
+
+    wrong = copy.copy(right)
+    wrong.tensors = tensors
+    return wrong
+
+
+def never_refusing(right):
+    def tensors(soa, spec, copy=False, padded=False):
+        try:
+            return right.tensors(soa, spec, copy=copy, padded=padded)
+        except BufferError:
+            return right.tensors(soa, spec, copy=None, padded=padded)
+
+    wrong = copy.copy(right)
+    wrong.tensors = tensors
+    return wrong
+
+
+def by_numpy(right, change):
+    return lambda tensor: right.from_numpy(change(right.to_numpy(tensor)))
+
+
+WRONG = {
+    "shorter": lambda right: changed(right, lambda t: t[:-1] if t.ndim else t, False),
+    "shorter copies": lambda right: changed(right, lambda t: t[:-1] if t.ndim else t, True),
+    "copies": lambda right: changed(right, by_numpy(right, np.array), False),
+    "copies where none is needed": lambda right: changed(right, by_numpy(right, np.array), None),
+    "another type": lambda right: changed(right, by_numpy(right, lambda a: a.view("i4")), True),
+    "values": lambda right: changed(right, by_numpy(right, lambda a: -a), right is not JIT),
+    "never refusing": never_refusing,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [*itertools.product(["torch", "jax"], WRONG), ("jit", "values")]
+)
+def test_what_is_wrong_is_seen(name, way):
+    """The comparison fails for an adapter that is wrong in one way, and passes for a right one."""
+    columns = [Column(name, "float32") for name in "xyz"]
+    case = Case(Layout([*columns, Scalar("n", "float32")]), ["x", ["x", "y"], ["y", "x"]], 32)
+    compare(case)
+    wrong = WRONG[way]({"torch": TORCH, "jax": JAX, "jit": JIT}[name])
+    with pytest.raises(AssertionError):
+        compare(case, **{name: wrong})
 
 
 def first_name(entry):
