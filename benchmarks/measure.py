@@ -68,6 +68,7 @@ def keep_freed_memory() -> None:
 def growth(call: Callable[[], object]) -> float:
     """Megabytes by which the process's peak memory rises over what is resident now (Linux)."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what was freed before is taken again, and not seen
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _resident("VmRSS")
     call()

@@ -59,7 +59,7 @@ def pytest_addoption(parser):
         default="cpu",
         help="where the SoAs of the conformance suite are: cpu, cuda, cuda:1 ..., in memory of "
         "torch's; pretended is the host's memory by the way that a device's goes. With any but the "
-        "first, only that suite is run. One that is absent is an error.",
+        "first only that suite is run, and what needs a GPU. One that is absent is an error.",
     )
     parser.addoption("--data", help="folder with the ROOT files; runs the tests that read them")
 
@@ -91,9 +91,12 @@ def pytest_configure(config):
 def pytest_ignore_collect(collection_path, config):
     """Leave out the tests of a framework, or of the host, that were not asked for."""
     names = chosen(config)
-    if config.getoption("--device") != "cpu" and collection_path.suffix == ".py":
-        return True if collection_path.name != "test_conformance.py" else None
+    device = config.getoption("--device")
+    if device != "cpu" and collection_path.suffix == ".py":
+        kept = ("test_conformance.py", "test_gpu.py" if device.startswith("cuda") else None)
+        return True if collection_path.name not in kept else None
     needs = {
+        "test_gpu.py": False,
         "test_torch.py": "torch" in names,
         "test_jax.py": "jax" in names,
         "test_jit.py": "jit" in names,

@@ -11,7 +11,9 @@ from soaview import Column, Layout, Scalar, Spec, Value
 
 @pytest.mark.aliasing
 @pytest.mark.x64
-@pytest.mark.parametrize("dtype", ["int8", "float16", "float32", "float64", "complex128"])
+@pytest.mark.parametrize(
+    "dtype", ["bool", "int8", "float16", "bfloat16", "float32", "int64", "complex64", "complex128"]
+)
 def test_every_address(adapter, dtype):
     """At each of 256 addresses a tensor aliases, or is refused with the way out; none is copied."""
     layout, size = Layout([Column("x", dtype)]), np.dtype(dtype).itemsize
@@ -25,7 +27,7 @@ def test_every_address(adapter, dtype):
                 layout.wrap(memory, 33)
             continue
         soa = layout.wrap(memory, 33)
-        soa["x"][:] = np.arange(33)
+        soa["x"][:] = values = np.arange(33).astype(soa["x"].dtype)
         try:
             [x] = adapter.tensors(soa, Spec(x="x"))
         except BufferError as error:
@@ -36,7 +38,7 @@ def test_every_address(adapter, dtype):
             assert adapter.address(x) == raw.ctypes.data + start + offset
         for copy in (None, True):
             [copied] = adapter.tensors(soa, Spec(x="x"), copy=copy)
-            np.testing.assert_array_equal(adapter.to_numpy(copied), np.arange(33))
+            np.testing.assert_array_equal(adapter.to_numpy(copied), values)
     assert aliased == 256 // (size if adapter.writable else 64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -107,6 +108,11 @@ def test_calls_that_are_never_made():
         for path in (root / package).glob("*.py"):
             code = path.read_text()
             assert "torch.frombuffer" not in code
+            # The memory must be an array's, which holds it: nothing else's export would be held.
+            for call in ast.walk(ast.parse(code)):
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == "np.ndarray":
+                    memory = ast.unparse(call.args[2])
+                    assert memory in ("root", "soa.buffer.root", "memory"), (path, memory)
             assert not re.search(r"(from_dlpack|imported)\([^)]*copy=True", code), path
 
 

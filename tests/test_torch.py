@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import mmap
 import threading
 import warnings
@@ -65,6 +66,39 @@ def test_autograd_sees_a_change_through_another_tensor():
         change()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+def test_autograd_sees_one_wrap_alone():
+    """A change through another `wrap` of the memory falsifies a gradient in silence: as documented.
+
+    So does one through NumPy. Were it noticed, the README could say so.
+    """
+    soa = LAYOUT.allocate(10)
+    weight = torch.ones(10, requires_grad=True)
+    other = LAYOUT.wrap(soa.buffer.root, 10)
+    for change in (
+        lambda: tensors(other, Spec(x="x"))[0].fill_(100),
+        lambda: soa["x"].fill(100),
+    ):
+        soa["x"][:] = 1
+        weight.grad = None
+        [x] = tensors(soa, Spec(x="x"))
+        loss = (weight * x).sum()
+        change()
+        loss.backward()
+        assert weight.grad.tolist() == [100] * 10
+
+
+def test_a_saved_tensor_takes_the_whole_memory_along():
+    """`torch.save` writes the storage that all tensors share; of a clone, the rows alone."""
+    soa = LAYOUT.allocate(100_000)
+    [x] = tensors(soa[:10], Spec(x="x"))
+    sizes = []
+    for tensor in (x, x.clone()):
+        file = io.BytesIO()
+        torch.save(tensor, file)
+        sizes.append(len(file.getvalue()))
+    assert sizes[0] > soa.buffer.nbytes > 100 * sizes[1]
 
 
 def test_a_graph_does_not_outlive_its_tensors():
@@ -222,6 +256,10 @@ def test_torch_tensors_can_be_wrapped():
         fake = torch.zeros(9999)
         with pytest.raises(BufferError, match="does not export its memory"):
             LAYOUT.wrap(fake, 3)
+    with warnings.catch_warnings(action="ignore"):
+        quantized = torch.quantize_per_tensor(torch.zeros(9999), 0.1, 0, torch.quint8)
+    with pytest.raises(BufferError, match="does not export its memory"):
+        LAYOUT.wrap(quantized, 3)
     assert LAYOUT.wrap(torch.zeros(9999, dtype=torch.bfloat16).view(torch.uint8), 3)
     with pytest.raises(BufferError, match="Tensor has no memory to wrap .*meta"):
         LAYOUT.wrap(torch.zeros(9999, device="meta"), 3)
