@@ -320,8 +320,8 @@ def main() -> None:
     told = [
         f"# Columns to tensors\n\n`python benchmarks/peers.py`, on a CPU: {said}.\n",
         table(lines),
-        "`/ soaview` and the peak, in one call, are those of the most rows. soaview's JAX array, and "
-        "that by hand, have the padded rows: 1,024 of 1,000, else no more.\n",
+        "`/ soaview` and the peak, in one call, are those of the most rows. soaview's JAX array, "
+        "and that by hand, have the padded rows: 1,024 of 1,000, else no more.\n",
         summary(lines).replace("\n", "\n\n"),
         f"\n| an epoch of {rows} rows in batches of 1000 | ms | / soaview |\n|---|---|---|",
         *(
