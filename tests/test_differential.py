@@ -117,10 +117,12 @@ def has_a_view(layout, entry):
         return False
     if len({steps_of(f) for f in fields}) > 1:
         return False
-    for rows in (999, 1000, 12_345):
+    # A distance is a sum of pitches, one for each item size, and of scalars: two that are equal at
+    # these row counts, where a pitch grows by turns for each size alone, always are.
+    for rows in (0, 1, *(layout.alignment // n for n in (8, 4, 2, 1)), 12_345):
         starts, _ = starts_of(layout, rows)
         steps = {starts[b][0] - starts[a][0] for a, b in itertools.pairwise(entry)}
-        if len(steps) > 1 or min(steps) <= 0:
+        if len(steps) > 1 or min(steps) < 0 or (rows and 0 in steps):
             return False
     return True
 
