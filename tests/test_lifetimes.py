@@ -127,20 +127,29 @@ def test_threads(adapter, shared):
     assert places.let_go(gone)
 
 
+def at_most(name):
+    """Python's blocks that may stay until a collection.
+
+    JAX keeps one for each of 100 000 imports, until a collection or its own next operation.
+    """
+    return 5000 + (100_000 if name == "jax" else 0)
+
+
 @pytest.mark.x64
 def test_nothing_leaks(adapter, request, run_python):
     """Views, new SoAs, views without rows and refusals leave no memory behind."""
     name = request.node.callspec.params["adapter"]
     *grown, end = run_python(PROGRAM, name).stdout.splitlines()
     assert (len(grown), end) == (4, "end")
-    for before, after in map(str.split, grown):
-        assert int(before) < 25 * 1024, grown  # JAX frees what it imported in collections only
-        assert int(after) < 1024, grown
+    for kept, kilobytes in map(str.split, grown):
+        assert int(kept) < at_most(name), grown
+        assert int(kilobytes) < 1024, grown
 
 
 @pytest.mark.x64
 def test_a_leak_is_seen(adapter, request, run_python):
     """Eighty bytes that stay behind for each view fail the test above."""
     name = request.node.callspec.params["adapter"]
-    grown = run_python(PROGRAM, f"leaky-{name}").stdout.split()
-    assert int(grown[1]) > 2 * 1024
+    kept, kilobytes = run_python(PROGRAM, f"leaky-{name}").stdout.split()
+    assert int(kept) > at_most(name)
+    assert int(kilobytes) > 2 * 1024
