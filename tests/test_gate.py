@@ -29,6 +29,8 @@ def fits(itemsize, shape, strides, offset, nbytes):
         # Beyond this many steps of a positive stride, everything lies outside anyway.
         steps = range(min(count, nbytes + 2) if stride else 1)
         starts = {start + step * stride for start in starts for step in steps}
+        if max(starts) * itemsize >= nbytes:
+            return False
     return all(
         0 <= start * itemsize + byte < nbytes for start in starts for byte in range(itemsize)
     )
