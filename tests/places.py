@@ -100,14 +100,24 @@ def aligned(memory: np.ndarray) -> np.ndarray:
     return copy
 
 
-def let_go(gone: Callable[[], object]) -> bool:
-    """Whether a weak reference dies: JAX lets go of what it has read in a thread of its own."""
-    for _ in range(200):
-        gc.collect()
-        if gone() is None:
+def soon(comes_true: Callable[[], object]) -> bool:
+    """Whether it does after a collection: JAX lets go of what it read in a thread of its own."""
+    gc.collect()
+    for _ in range(100):
+        if comes_true():
             return True
         time.sleep(0.05)
+        gc.collect(0)
     return False
+
+
+def unheld(end: Callable[[], object]) -> bool:
+    """Whether memory can be closed, resized or emptied, and do so."""
+    try:
+        end()
+    except BufferError:
+        return False
+    return True
 
 
 under_test: HostMemory = HostMemory()

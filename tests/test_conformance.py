@@ -325,8 +325,7 @@ def test_lifetime(adapter):
     assert not (gone() and adapter.aliases)
     np.testing.assert_array_equal(adapter.to_numpy(second[0]), wanted)
     del second
-    gc.collect()
-    assert gone()
+    assert places.soon(gone)
 
 
 def test_read_only_memory(adapter):

@@ -59,7 +59,7 @@ def delete(kinds, names):
         del held[name]
     if gone() is not None:
         gc.collect(0)  # JAX lets go of what it holds in any collection
-    assert gone() is None or places.let_go(gone), names
+    assert gone() is None or places.soon(lambda: gone() is None), names
 
 
 @pytest.mark.aliasing
@@ -76,7 +76,7 @@ def test_every_order_of_deletion(adapter):
 @pytest.mark.parametrize("wrong", ["kept", "another's", "copied"])
 def test_a_wrong_lifetime_is_seen(wrong, monkeypatch):
     """A view that is kept, reads something else, or holds nothing fails the test above."""
-    monkeypatch.setattr(places, "let_go", lambda gone: gone() is None)
+    monkeypatch.setattr(places, "soon", lambda comes_true: comes_true())
     kept = []
 
     def make(soa):
@@ -124,7 +124,7 @@ def test_threads(adapter, shared):
         sys.setswitchinterval(before)
     assert not wrong
     del soa, given, threads
-    assert places.let_go(gone)
+    assert places.soon(lambda: gone() is None)
 
 
 def at_most(name):
