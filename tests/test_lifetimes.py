@@ -89,9 +89,8 @@ def test_a_wrong_lifetime_is_seen(wrong, monkeypatch):
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("shared", [True, False])
-def test_threads(adapter, shared):
-    """Eight threads take tensors at once, of one SoA or of their own: all right, all let go."""
+def test_threads(adapter):
+    """Eight threads take tensors at once, half of them of one SoA: all right, all let go."""
     rounds = 10_000
     soa, expected = wrapped(LAYOUT, 33)
     gone = weakref.ref(soa.buffer.root.base)
@@ -114,7 +113,8 @@ def test_threads(adapter, shared):
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        given = [(soa if shared else LAYOUT.wrap(soa.buffer.root, 33), spec) for spec in specs]
+        own = [LAYOUT.wrap(soa.buffer.root, 33) for _ in specs[4:]]
+        given = zip([soa, soa, soa, soa, *own], specs, strict=True)
         threads = [threading.Thread(target=work, args=both) for both in given]
         for thread in threads:
             thread.start()
@@ -123,16 +123,8 @@ def test_threads(adapter, shared):
     finally:
         sys.setswitchinterval(before)
     assert not wrong
-    del soa, given, threads
+    del soa, own, given, threads
     assert places.soon(lambda: gone() is None)
-
-
-def at_most(name):
-    """Python's blocks that may stay until a collection.
-
-    JAX keeps one for each of 100 000 imports, until a collection or its own next operation.
-    """
-    return 5000 + (100_000 if name == "jax" else 0)
 
 
 @pytest.mark.x64
@@ -142,14 +134,14 @@ def test_nothing_leaks(adapter, request, run_python):
     *grown, end = run_python(PROGRAM, name).stdout.splitlines()
     assert (len(grown), end) == (4, "end")
     for kept, kilobytes in map(str.split, grown):
-        assert int(kept) < at_most(name), grown
+        assert int(kept) < 5000, grown
         assert int(kilobytes) < 1024, grown
 
 
 @pytest.mark.x64
 def test_a_leak_is_seen(adapter, request, run_python):
-    """Eighty bytes that stay behind for each view fail the test above."""
+    """Memory that stays behind for each view fails the test above, in a tenth of its calls."""
     name = request.node.callspec.params["adapter"]
     kept, kilobytes = run_python(PROGRAM, f"leaky-{name}").stdout.split()
-    assert int(kept) > at_most(name)
-    assert int(kilobytes) > 2 * 1024
+    assert int(kept) > 5000
+    assert int(kilobytes) > 1024
