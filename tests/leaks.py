@@ -85,7 +85,7 @@ def main(name: str) -> None:
         print_growth(views, count // 10 if leaky else count, imports)
         if leaky:
             return
-        print_growth(new_memory, count // 10, imports)
+        print_growth(new_memory, count, imports)
         print_growth(lambda: adapter.tensors(empty, spec), count // 10, imports)
         print_growth(refusals, 33_334 if adapter.aliases else 100)  # inside jit they are traced
     print("end")

@@ -208,6 +208,7 @@ def largest() -> str:
 
 @cache
 def of_the_largest() -> float:
+    """How long that takes, looked at once for the very many that take far less."""
     return seconds(largest())
 
 

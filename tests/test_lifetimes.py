@@ -132,10 +132,12 @@ def test_nothing_leaks(adapter, request, run_python):
     """Views, new SoAs, views without rows and refusals leave no memory behind."""
     name = request.node.callspec.params["adapter"]
     *grown, end = run_python(PROGRAM, name).stdout.splitlines()
-    assert (len(grown), end) == (4, "end")
-    for kept, kilobytes in map(str.split, grown):
-        assert int(kept) < 5000, grown
-        assert int(kilobytes) < 1024, grown
+    assert end == "end"
+    # Errors leave more until a collection, but far less than one block each.
+    for line, most in zip(grown, (1000, 1000, 1000, 5000), strict=True):
+        kept, kilobytes = map(int, line.split())
+        assert kept < most, grown
+        assert kilobytes < 1024, grown
 
 
 @pytest.mark.x64
@@ -143,5 +145,5 @@ def test_a_leak_is_seen(adapter, request, run_python):
     """Memory that stays behind for each view fails the test above, in a tenth of its calls."""
     name = request.node.callspec.params["adapter"]
     kept, kilobytes = run_python(PROGRAM, f"leaky-{name}").stdout.split()
-    assert int(kept) > 5000
+    assert int(kept) > 1000
     assert int(kilobytes) > 1024
