@@ -31,7 +31,7 @@ def as_strided_arguments(soa: SoA) -> list[tuple[object, ...]]:
     """What somebody would write by hand, worked out beforehand."""
     memory = torch.from_numpy(soa.buffer.root)
     flat = {name: memory.view(getattr(torch, name)) for name in ("float32", "float64")}
-    return [(flat[v.dtype], v.shape, v.strides, v.offset) for v in views(soa, SPEC)]
+    return [(flat[v.dtype_name], v.shape, v.strides, v.offset) for v in views(soa, SPEC)]
 
 
 def same_soa() -> str:

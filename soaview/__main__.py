@@ -244,7 +244,7 @@ def _table(soa: SoA, spec: Spec, addresses: list[int], padded: bool) -> None:
     for view, address in zip(views(soa, spec, padded=padded), addresses, strict=True):
         same = "the SoA's own memory" if address == view.address else "A COPY"
         print(
-            f"  {view.name:12s} {view.dtype:8s} address {address:#x} shape {view.shape} "
+            f"  {view.name:12s} {view.dtype_name:8s} address {address:#x} shape {view.shape} "
             f"strides {view.strides}: {'empty' if 0 in view.shape else same}"
         )
 

@@ -128,11 +128,11 @@ class DeviceBuffer(Buffer):
         """
         if _DEVICES[self.memory.kind] != "cuda":
             return super().interface(view)
-        if view.dtype == "bfloat16":
+        if view.dtype_name == "bfloat16":
             raise AttributeError("the CUDA array interface has no bfloat16")
         return {
             "version": 3,
-            "typestr": numpy_dtype(view.dtype).str,
+            "typestr": numpy_dtype(view.dtype_name).str,
             "shape": view.shape,
             "strides": tuple(stride * view.itemsize for stride in view.strides),
             "data": (0 if 0 in view.shape else view.address, self.readonly),
@@ -257,7 +257,7 @@ def _by_torch(buffer: DeviceBuffer, view: View) -> Any:
     if buffer.memory.stream is not None:
         theirs = torch.cuda.ExternalStream(buffer.memory.stream, device=whole.device)
         torch.cuda.current_stream(whole.device).wait_stream(theirs)
-    items = whole.view(getattr(torch, view.dtype))
+    items = whole.view(getattr(torch, view.dtype_name))
     return items.as_strided(view.shape, view.strides, view.offset)
 
 
@@ -271,7 +271,7 @@ def _by_cupy(buffer: DeviceBuffer, view: View) -> Any:
     check_address(memory.ptr, buffer)
     strides = tuple(stride * view.itemsize for stride in view.strides)
     memory = memory + view.byte_offset
-    return cupy.ndarray(view.shape, numpy_dtype(view.dtype), memory, strides)
+    return cupy.ndarray(view.shape, numpy_dtype(view.dtype_name), memory, strides)
 
 
 _ADOPT: dict[str, Callable[[DeviceBuffer, View], Any]] = {"torch": _by_torch, "cupy": _by_cupy}

@@ -353,9 +353,9 @@ def check_given(
                 f"tensor {name!r}: got device {device}, the SoA is on {soa.device}; "
                 f"move the tensor there first"
             )
-        if dtype != view.dtype:
+        if dtype != view.dtype_name:
             raise TypeError(
-                f"tensor {name!r}: got dtype {dtype}, expected {view.dtype}; convert it first"
+                f"tensor {name!r}: got dtype {dtype}, expected {view.dtype_name}; convert it first"
             )
         if shape != view.shape:
             padded = views_or_columns(soa, spec.subset(name), padded=soa.rows == soa.capacity)

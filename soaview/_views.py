@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._buffer import ITEMSIZE, Buffer, Geometry, check_bounds, host_array
+from ._buffer import ITEMSIZE, Buffer, Geometry, check_bounds, host_array, numpy_dtype
 from ._runs import run_numbers
 from ._spec import Entry, Spec, Value, repeated
 
@@ -26,14 +27,19 @@ if TYPE_CHECKING:
 class View:
     """One tensor's recipe: where its elements lie in a buffer. `views` makes them.
 
-    They lie inside the buffer, or the view cannot exist.
+    They lie inside the buffer, or the view cannot exist. It is an array to everybody who asks as
+    arrays do: `dtype`, `ndim`, `size`, `len`, indices, `__array__`.
 
     Attributes:
         name: the tensor's name in the spec.
-        dtype: a name such as `"float32"`.
+        dtype_name: such as `"float32"`.
         itemsize: bytes of an element.
         shape, strides, offset: in elements; `offset` counts from the buffer's first byte.
         buffer: the memory.
+
+    Raises:
+        ValueError: a dtype that no layout has, another item size than the dtype's, or elements
+            outside of the buffer.
 
     It speaks DLPack by handing out the view that the memory's own framework has of it: on the host
     NumPy's, read-only flag included, which `torch.from_dlpack` ignores and `soaview_torch.tensors`
@@ -42,7 +48,7 @@ class View:
     """
 
     name: str
-    dtype: str
+    dtype_name: str
     itemsize: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -55,9 +61,40 @@ class View:
                 f"tensor {self.name!r}: shape {self.shape} and strides {self.strides} differ in "
                 f"length"
             )
-        itemsize = ITEMSIZE[self.dtype]
-        numbers = (self.name, self.dtype, itemsize, self.shape, self.strides, self.offset)
+        if ITEMSIZE.get(self.dtype_name) != self.itemsize:
+            raise ValueError(
+                f"tensor {self.name!r}: no dtype {self.dtype_name!r} of {self.itemsize!r} bytes; "
+                f"known are {', '.join(f'{name} ({size})' for name, size in ITEMSIZE.items())}"
+            )
+        numbers = (self.name, self.dtype_name, self.itemsize, self.shape, self.strides, self.offset)
         check_bounds([numbers], self.buffer.nbytes)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's dtype.
+
+        Raises:
+            TypeError: bfloat16, where `ml_dtypes` has not been imported.
+        """
+        return numpy_dtype(self.dtype_name)
+
+    @property
+    def ndim(self) -> int:
+        """How many axes there are."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many elements there are."""
+        return prod(self.shape)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError(f"tensor {self.name!r} is one value, and has no length")
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.numpy()[key]
 
     @property
     def byte_offset(self) -> int:
@@ -78,7 +115,7 @@ class View:
     def numpy(self) -> NDArray[Any]:
         """The NumPy view. It is read-only where the memory is, and where rows share one value."""
         at = self.buffer.locate(self)
-        array = host_array(at.buffer.root, at.dtype, at.shape, at.strides, at.offset)
+        array = host_array(at.buffer.root, at.dtype_name, at.shape, at.strides, at.offset)
         if self.strides[:1] == (0,):
             array.flags.writeable = False
         return array
@@ -100,7 +137,7 @@ class View:
 
     def __repr__(self) -> str:
         return (
-            f"View({self.name!r}, {self.dtype}, shape={self.shape}, strides={self.strides}, "
+            f"View({self.name!r}, {self.dtype_name}, shape={self.shape}, strides={self.strides}, "
             f"offset={self.offset}, device={self.device!r})"
         )
 
@@ -110,7 +147,7 @@ class Scattered:
     """A tensor that no single strided view covers: one view per column, to be stacked on axis 1."""
 
     name: str
-    dtype: str
+    dtype_name: str
     columns: tuple[str, ...]
     parts: tuple[View, ...]
     soa: SoA

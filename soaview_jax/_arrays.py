@@ -123,10 +123,10 @@ def batch(soa: SoA, spec: Spec, start: jax.Array) -> list[jax.Array]:
 
 def check_width(view: View | Scattered) -> None:
     """Raise for a 64-bit dtype while JAX has them switched off."""
-    narrow = NARROW.get(view.dtype)
+    narrow = NARROW.get(view.dtype_name)
     if narrow is not None:
         raise TypeError(
-            f"tensor {view.name!r} is {view.dtype}, and JAX has 64-bit types switched off: it "
+            f"tensor {view.name!r} is {view.dtype_name}, and JAX has 64-bit types switched off: it "
             f"would narrow it to {narrow} in silence. Ways out: "
             f'jax.config.update("jax_enable_x64", True) at the start of the program, '
             f"`with jax.enable_x64(True):` around the call, or a field of {narrow}"
@@ -142,7 +142,7 @@ def _obstacle(soa: SoA, view: View | Scattered) -> str | None:
     if 0 in view.shape:
         return None
     on_host = not isinstance(view.buffer, DeviceBuffer)
-    if on_host and view.dtype == "bfloat16" and not view.numpy().flags.c_contiguous:
+    if on_host and view.dtype_name == "bfloat16" and not view.numpy().flags.c_contiguous:
         return (
             "NumPy cannot export bfloat16 through DLPack, and what JAX takes instead it aliases in "
             "row-major order only; take its columns one by one, or let copy=None copy it"
@@ -206,7 +206,7 @@ def _source(view: View) -> tuple[str, NDArray[Any] | View, int]:
     # Without the read-only flag, for JAX asks for capsules that cannot carry it. It never writes
     # to memory that is imported as `_alias` does, not even when the array is donated.
     memory = view.buffer.unguarded
-    host = host_array(memory, view.dtype, view.shape, view.strides, view.offset)
+    host = host_array(memory, view.dtype_name, view.shape, view.strides, view.offset)
     return view.name, host, view.address
 
 

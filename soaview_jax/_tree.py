@@ -291,7 +291,7 @@ def cut(view: View | Scattered, start: jax.Array | None = None) -> jax.Array:
     Its rows begin where the view's do, or at a traced `start`.
     """
     if 0 in view.shape:
-        return jnp.zeros(view.shape, view.dtype)
+        return jnp.zeros(view.shape, view.dtype_name)
     found = []
     for place in _places(view):
         axes, numbers = place.in_memory()
@@ -380,9 +380,9 @@ def _place(view: View) -> _Place:
     assert isinstance(view.buffer, Leaves)
     number, run = view.buffer.find(view)
     leaf = view.buffer.leaf(number, run)
-    if leaf.dtype != view.dtype:
+    if leaf.dtype != view.dtype_name:
         raise TypeError(
-            f"tensor {view.name!r} is {view.dtype}, and its SoA was passed to JAX while 64-bit "
+            f"tensor {view.name!r} is {view.dtype_name}, and its SoA was passed to JAX while 64-bit "
             f"types were switched off; switch them on before that"
         )
     width = run.shape[1]

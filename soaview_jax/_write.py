@@ -85,7 +85,7 @@ def places_of(soa: SoA, spec: Spec) -> list[Place]:
     for view in found:
         parts = view.parts if isinstance(view, Scattered) else [view]
         targets = [part.numpy() for part in parts] if on_host else []
-        dtype = numpy_dtype(view.dtype)
+        dtype = numpy_dtype(view.dtype_name)
         places.append(Place(view.shape, dtype, soa.device, parts, targets))
     soa.ready["jax.write"] = spec, places
     return places

@@ -73,7 +73,7 @@ class Memory(dict[str, torch.Tensor]):
 
     def alias(self, view: View) -> torch.Tensor:
         """The view's tensor."""
-        return torch.as_strided(self[view.dtype], view.shape, view.strides, view.offset)
+        return torch.as_strided(self[view.dtype_name], view.shape, view.strides, view.offset)
 
 
 def memory_of(buffer: Buffer, key: str = "torch") -> Memory:

@@ -110,7 +110,7 @@ def places_of(soa: SoA, spec: Spec) -> list[Place]:
     for view in found:
         parts = view.parts if isinstance(view, Scattered) else [view]
         aliases = [memory.alias(part) for part in parts]
-        kind = DTYPE[view.dtype], aliases[0].device
+        kind = DTYPE[view.dtype_name], aliases[0].device
         places.append(Place(view.shape, *kind, aliases, memory, end))
     soa.ready["torch.write"] = spec, memory, places
     return places
