@@ -382,8 +382,8 @@ def _place(view: View) -> _Place:
     leaf = view.buffer.leaf(number, run)
     if leaf.dtype != view.dtype_name:
         raise TypeError(
-            f"tensor {view.name!r} is {view.dtype_name}, and its SoA was passed to JAX while 64-bit "
-            f"types were switched off; switch them on before that"
+            f"tensor {view.name!r} is {view.dtype_name}, and its SoA was passed to JAX while "
+            f"64-bit types were switched off; switch them on before that"
         )
     width = run.shape[1]
     first, start = divmod(view.offset - run.offset // view.itemsize, width)
