@@ -14,6 +14,7 @@ from ._fields import check_name, freeze
 from ._layout import Layout
 from ._soa import SoA, rebuilt, sent
 from ._spec import no_such
+from ._typed import Asked
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
@@ -140,7 +141,8 @@ class Blocks(Mapping[str, Layout]):
         """
         counts = {name: check_held(count) for name, count in self._rows(rows).items()}
         # Bytes; each block then wants the alignment that its own items need.
-        return SoABlocks(self, counts, held(buffer, self.nbytes(counts), 1))
+        asked = Asked([field for layout in self.values() for field in layout.fields], None)
+        return SoABlocks(self, counts, held(buffer, self.nbytes(counts), 1, asked))
 
     def _rows(self, rows: Mapping[str, int]) -> dict[str, int]:
         if not isinstance(rows, Mapping):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ._typed import Asked, by_columns, format_says, numpy_says
 
 if TYPE_CHECKING:
     from ._views import View
@@ -37,7 +38,8 @@ _NUMPY = {name: np.dtype(name) for name in ITEMSIZE if name != "bfloat16"}
 WIDEST = {1: "uint8", 2: "float16", 4: "float32", 8: "float64", 16: "complex128"}
 """By item size, the dtype of `Buffer.wide`."""
 
-_BYTE = np.dtype(np.uint8)
+BYTE = np.dtype(np.uint8)
+"""NumPy keeps one of it, so that `is` tells it."""
 
 INT64_MAX = 2**63 - 1
 
@@ -172,14 +174,10 @@ class Buffer:
         """Where the memory is."""
         return "cpu"
 
-    def __init__(self, owner: object, nbytes: int, itemsize: int) -> None:
-        """Hold the first `nbytes` bytes of `owner`, aligned for items of `itemsize` bytes."""
-        root: NDArray[Any]
-        if type(owner) is np.ndarray:
-            root, pointed = owner, owner.base is not None
-        else:
-            root, pointed = _host_memory(owner), True
-        if root.dtype is not _BYTE or root.strides != (1,):
+    def __init__(self, owner: NDArray[Any], nbytes: int, itemsize: int) -> None:
+        """Hold the first `nbytes` bytes of an array, aligned for items of `itemsize` bytes."""
+        root, pointed = owner, owner.base is not None
+        if root.dtype is not BYTE or root.strides != (1,):
             root = _as_bytes(root)
         if root.size < nbytes:
             raise too_small(root.size, nbytes)
@@ -192,7 +190,7 @@ class Buffer:
         wide = root.view(_NUMPY[WIDEST[itemsize]])
         if nbytes and not (wide.flags.aligned and (itemsize < 16 or _address(root) % 16 == 0)):
             raise misaligned(_address(root), itemsize)
-        self.owner = owner
+        self.owner: object = owner
         self.root: NDArray[np.uint8] = root
         self.nbytes = nbytes
         self.wide = wide
@@ -339,8 +337,6 @@ def too_small(got: int, needed: int) -> ValueError:
 
 
 def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    if array.dtype.hasobject:
-        raise TypeError(f"the buffer holds Python objects (dtype {array.dtype}), not plain memory")
     if not array.flags.c_contiguous:
         raise BufferError(
             f"the buffer is not contiguous: shape {array.shape}, strides {array.strides} bytes; "
@@ -349,24 +345,31 @@ def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     return array.reshape(-1).view(np.uint8)
 
 
-def _host_memory(owner: Any) -> NDArray[Any]:
+def host_bytes(owner: Any, asked: Asked) -> NDArray[np.uint8]:
+    """The bytes of host memory, which is what is asked, or but bytes.
+
+    Raises:
+        BufferError, TypeError, ValueError: no memory, or memory that says it is something else.
+    """
     if isinstance(owner, np.ndarray):
         if isinstance(owner, np.ma.MaskedArray):
             raise TypeError("a masked array cannot be wrapped: its mask would be lost; pass .data")
-        return np.asarray(owner)
+        array, says = np.asarray(owner), numpy_says(owner.dtype)
+        c, fortran = array.flags.c_contiguous, array.flags.f_contiguous
+        transposed = by_columns(asked, says, array.shape, c=c, fortran=fortran)
+        return _as_bytes(array.T if transposed else array)
     if isinstance(owner, type):
         raise TypeError(f"cannot wrap {owner!r}: it is a class, not an object that holds memory")
-    if hasattr(type(owner), "__dlpack__"):
-        return _from_dlpack(owner)
-    if isinstance(getattr(owner, "buf", None), memoryview):
+    segment = getattr(owner, "buf", None)
+    if isinstance(segment, memoryview):
         # multiprocessing's SharedMemory, which closes its memory when it is collected.
-        memory = _exported(owner.buf)
+        memory = _exported(segment, asked)
         readonly = not memory.flags.writeable
         return np.asarray(Held(_address(memory), memory.size, readonly, memory, owner))
-    return _exported(owner)
+    return _exported(owner, asked)
 
 
-def _exported(owner: Any) -> NDArray[np.uint8]:
+def _exported(owner: Any, asked: Asked) -> NDArray[np.uint8]:
     try:
         memory = memoryview(owner)
     except (TypeError, ValueError) as error:
@@ -374,31 +377,17 @@ def _exported(owner: Any) -> NDArray[np.uint8]:
             f"cannot wrap {type(owner).__name__} ({error}); pass an array (numpy.memmap for a "
             f"file), bytes, an mmap or shared memory, not closed or released"
         ) from None
-    if not memory.c_contiguous:
+    says = format_says(memory.format, memory.itemsize)
+    c, fortran = memory.c_contiguous, memory.f_contiguous
+    # np.frombuffer, unlike np.ndarray(buffer=...), holds the export.
+    if by_columns(asked, says, memory.shape or (), c=c, fortran=fortran):
+        return _as_bytes(np.frombuffer(np.asarray(memory).T, np.uint8))
+    if not c:
         raise BufferError(
             f"the buffer is not contiguous: shape {memory.shape}, strides {memory.strides} bytes; "
             f"pass the object that owns the memory, or a contiguous copy of it"
         )
-    if "O" in re.sub(":[^:]*:", "", memory.format):  # without the fields' names
-        raise TypeError("the buffer holds Python objects, not plain memory")
-    # np.frombuffer, unlike np.ndarray(buffer=...), holds the export.
     return np.frombuffer(owner, np.uint8)
-
-
-def _from_dlpack(owner: Any) -> NDArray[Any]:
-    try:
-        check_storage(owner)
-        array = np.from_dlpack(owner)
-        if hasattr(owner, "detach"):
-            # A torch tensor's twin, whose memory `set_` and `resize_` of the tensor leave alone;
-            # what is not simply memory, such as a negated or fake tensor, has none.
-            array = owner.detach().numpy()
-    except Exception as error:  # somebody else's code may raise anything
-        raise BufferError(
-            f"{type(owner).__name__} does not export its memory to NumPy ({error}); pass a plain "
-            f"dense array, detached, as its uint8 view where NumPy lacks the dtype"
-        ) from error
-    return array
 
 
 def check_storage(owner: Any) -> None:

@@ -2,67 +2,40 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 import re
 import sys
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._buffer import Buffer, Held, check_storage, exact_int, misaligned, numpy_dtype, too_small
+from ._buffer import (
+    Buffer,
+    Held,
+    check_storage,
+    exact_int,
+    host_bytes,
+    misaligned,
+    numpy_dtype,
+    too_small,
+)
+from ._dlpack import (
+    DEVICES,
+    KINDS,
+    ON_HOST,
+    Memory,
+    capsule_of,
+    check_address,
+    check_stream,
+    of_capsule,
+    of_interface,
+)
+from ._typed import Asked
 from ._views import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-# DLPack's DLDeviceType: https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
-_DEVICES = {
-    1: "cpu",
-    2: "cuda",
-    4: "opencl",
-    7: "vulkan",
-    8: "metal",
-    9: "vpi",
-    10: "rocm",
-    12: "ext_dev",
-    14: "oneapi",
-    15: "webgpu",
-    16: "hexagon",
-    17: "maia",
-    3: "cuda",  # pinned, which the host reads
-    11: "rocm",  # likewise
-    13: "cuda",  # managed
-}
-_KINDS = {name: kind for kind, name in reversed(_DEVICES.items())}
-_HOST = {1, 3, 11}
-
-
-class Memory(NamedTuple):
-    """Where somebody's memory is.
-
-    Attributes:
-        address, size: in bytes.
-        readonly: whether it may be written.
-        kind, number: DLPack's device type and device number.
-        stream: the CUDA stream that the memory is being written on; None where nothing has to be
-            waited for, or where a DLPack producer sees to it.
-        export: what holds the memory, beside its owner.
-        source: what speaks DLPack for it; None for a bare pointer.
-        first: byte of the source's memory at which this one starts.
-    """
-
-    address: int
-    size: int
-    readonly: bool
-    kind: int
-    number: int
-    stream: int | None = None
-    export: object = None
-    source: Any = None
-    first: int = 0
 
 
 class DeviceBuffer(Buffer):
@@ -98,7 +71,7 @@ class DeviceBuffer(Buffer):
     @property
     def device(self) -> str:
         """Where the memory is."""
-        return f"{_DEVICES[self.memory.kind]}:{self.memory.number}"
+        return f"{DEVICES[self.memory.kind]}:{self.memory.number}"
 
     @property
     def root(self) -> NDArray[np.uint8]:  # type: ignore[override]  # the host has it
@@ -126,7 +99,7 @@ class DeviceBuffer(Buffer):
 
         https://nvidia.github.io/numba-cuda/user/cuda_array_interface.html
         """
-        if _DEVICES[self.memory.kind] != "cuda":
+        if DEVICES[self.memory.kind] != "cuda":
             return super().interface(view)
         if view.dtype_name == "bfloat16":
             raise AttributeError("the CUDA array interface has no bfloat16")
@@ -227,7 +200,7 @@ def _adopters(source: object) -> list[Callable[[DeviceBuffer, View], Any]]:
     return [adopt for name, adopt in _ADOPT.items() if name in sys.modules]
 
 
-def check_address(found: int, buffer: DeviceBuffer) -> None:
+def check_place(found: int, buffer: DeviceBuffer) -> None:
     """Raise where a framework has the memory elsewhere than it was: moved, or copied."""
     if buffer.nbytes and found != buffer.address:
         raise BufferError(
@@ -253,7 +226,7 @@ def torch_bytes(buffer: DeviceBuffer) -> Any:
 
 def _by_torch(buffer: DeviceBuffer, view: View) -> Any:
     torch, whole = sys.modules["torch"], torch_bytes(buffer)
-    check_address(whole.data_ptr(), buffer)
+    check_place(whole.data_ptr(), buffer)
     if buffer.memory.stream is not None:
         theirs = torch.cuda.ExternalStream(buffer.memory.stream, device=whole.device)
         torch.cuda.current_stream(whole.device).wait_stream(theirs)
@@ -268,7 +241,7 @@ def _by_cupy(buffer: DeviceBuffer, view: View) -> Any:
     else:
         whole = source if isinstance(source, cupy.ndarray) else cupy.from_dlpack(source)
         memory = whole.data + buffer.memory.first
-    check_address(memory.ptr, buffer)
+    check_place(memory.ptr, buffer)
     strides = tuple(stride * view.itemsize for stride in view.strides)
     memory = memory + view.byte_offset
     return cupy.ndarray(view.shape, numpy_dtype(view.dtype_name), memory, strides)
@@ -277,136 +250,57 @@ def _by_cupy(buffer: DeviceBuffer, view: View) -> Any:
 _ADOPT: dict[str, Callable[[DeviceBuffer, View], Any]] = {"torch": _by_torch, "cupy": _by_cupy}
 
 
-def held(owner: Any, nbytes: int, itemsize: int) -> Buffer:
+def held(owner: Any, nbytes: int, itemsize: int, asked: Asked) -> Buffer:
     """The first `nbytes` bytes of memory that somebody else owns, wherever it is."""
     plain = isinstance(owner, (np.ndarray, type))
-    memory = None if plain else _exported(owner)
+    memory = None if plain else _exported(owner, asked)
     if memory is None:
-        return Buffer(owner, nbytes, itemsize)
-    return DeviceBuffer(memory, owner, nbytes, itemsize)
+        root = host_bytes(owner, asked)
+    elif memory.kind in ON_HOST:
+        # An address of its own where there are no bytes, as for a bare pointer.
+        at = memory.address or 64, memory.size, memory.readonly
+        root = np.asarray(Held(*at, memory.export, owner))
+    else:
+        return DeviceBuffer(memory, owner, nbytes, itemsize)
+    buffer = Buffer(root, nbytes, itemsize)
+    buffer.owner = owner
+    return buffer
 
 
-def _exported(owner: Any) -> Memory | None:
-    """Where the owner says its memory is; None for the host."""
+def _exported(owner: Any, asked: Asked) -> Memory | None:
+    """Where the owner says its memory is; None where it does not."""
     name = type(owner).__name__
     if hasattr(type(owner), "__dlpack__"):
         try:
             kind, index = (int(number) for number in owner.__dlpack_device__())
-            if kind in _HOST:
-                return None
-            if kind not in _DEVICES:
+            if kind not in DEVICES:
                 raise BufferError(f"DLPack device {kind}:{index} is not known here")
             check_storage(owner)
-            # Of a torch tensor its twin, which `set_` of the tensor leaves alone.
+            # Of a torch tensor its twin, which `set_` and `resize_` of the tensor leave alone.
             source = owner.detach() if hasattr(owner, "detach") else owner
-            return _of_capsule(_capsule(owner))._replace(source=source)
+            if kind in ON_HOST:
+                _check_plain(source)
+            capsule = capsule_of(owner)
         except Exception as error:  # somebody else's code may raise anything
-            raise BufferError(f"{name} has no memory to wrap ({error})") from error
+            raise BufferError(
+                f"{name} has no memory to wrap ({error}); pass a plain dense array, detached"
+            ) from error
+        return of_capsule(capsule, (kind, index), asked)._replace(source=source)
     interface = getattr(owner, _CUDA, None)
     if interface is None:
         return None
     try:
-        return _of_interface(interface)
+        return of_interface(interface, asked)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BufferError(f"{name}'s __cuda_array_interface__ is not one ({error!r})") from error
+        raise BufferError(f"{name}'s __cuda_array_interface__ is not one ({error})") from error
 
 
-def _capsule(owner: Any) -> object:
-    # Without a stream: the default stream waits for the producer.
-    try:
-        return owner.__dlpack__(max_version=(1, 0))
-    except TypeError:  # a producer from before DLPack 1.0
-        return owner.__dlpack__()
-
-
-class _DLTensor(ctypes.Structure):
-    # https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("kind", ctypes.c_int32),
-        ("index", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-class _Versioned(ctypes.Structure):
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("context", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("tensor", _DLTensor),
-    )
-
-
-_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-_is_valid = ctypes.pythonapi.PyCapsule_IsValid
-_is_valid.restype, _is_valid.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
-
-
-def _of_capsule(capsule: object) -> Memory:
-    """What a capsule says. Kept, and not consumed, it holds the memory and frees it."""
-    if _is_valid(capsule, b"dltensor_versioned"):
-        managed = _Versioned.from_address(_pointer(capsule, b"dltensor_versioned"))
-        if managed.major != 1:
-            raise BufferError(f"it speaks DLPack {managed.major}.{managed.minor}, not 1")
-        tensor, readonly = managed.tensor, bool(managed.flags & 1)
-    elif _is_valid(capsule, b"dltensor"):
-        # Before 1.0 there was no flag; like NumPy, take the memory as read-only.
-        tensor, readonly = _DLTensor.from_address(_pointer(capsule, b"dltensor")), True
-    else:
-        raise BufferError(f"its __dlpack__ gives {type(capsule).__name__}, and no capsule to read")
-    if tensor.kind not in _DEVICES or tensor.index < 0:
-        raise BufferError(f"DLPack device {tensor.kind}:{tensor.index} is not known here")
-    shape = tuple(tensor.shape[: tensor.ndim]) if tensor.ndim else ()
-    if min(shape, default=0) < 0:
-        raise BufferError(f"its shape is {shape}")
-    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
-    _check_contiguous(shape, strides, 1)
-    size = math.prod(shape) * tensor.bits * tensor.lanes // 8
-    address = _check_address((tensor.data or 0) + tensor.byte_offset, size)
-    return Memory(address, size, readonly, tensor.kind, tensor.index, None, capsule)
-
-
-def _of_interface(interface: Any) -> Memory:
-    """What a CUDA array interface says. It names no device: the first one is meant."""
-    if interface["version"] not in (2, 3) or interface.get("mask") is not None:
-        raise ValueError("version 2 or 3 is needed, without a mask")
-    if not isinstance(interface["typestr"], str):
-        raise TypeError(f"its typestr is {interface['typestr']!r}")
-    dtype = np.dtype(interface["typestr"])
-    if dtype.hasobject:
-        raise TypeError("it holds Python objects")
-    shape = tuple(exact_int(number, "shape") for number in interface["shape"])
-    if min(shape, default=0) < 0:
-        raise ValueError(f"its shape is {shape}")
-    _check_contiguous(shape, interface.get("strides"), dtype.itemsize)
-    address, readonly = interface["data"]
-    size = math.prod(shape) * dtype.itemsize
-    stream = _check_stream(interface.get("stream"))
-    address = _check_address(address, size)
-    return Memory(address, size, bool(readonly), _KINDS["cuda"], 0, stream)
-
-
-def _check_contiguous(shape: tuple[int, ...], strides: Any, itemsize: int) -> None:
-    if strides is None or 0 in shape:
-        return
-    step = itemsize
-    for count, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
-        if count > 1 and exact_int(stride, "stride") != step:
-            raise BufferError(
-                f"the buffer is not contiguous: shape {shape}, strides {tuple(strides)}; pass the "
-                f"array that owns the memory, or a contiguous copy of it"
-            )
-        step *= count
+def _check_plain(tensor: Any) -> None:
+    """Raise for a tensor of torch's that is not simply memory, such as a negated or fake one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(tensor, torch.Tensor):
+        # NumPy lacks bfloat16.
+        (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 def located(
@@ -419,36 +313,17 @@ def located(
     found = (
         re.fullmatch(r"([a-z_]+)(?::([0-9]{1,4}))?", device) if isinstance(device, str) else None
     )
-    if found is None or found[1] not in _KINDS:
+    if found is None or found[1] not in KINDS:
         raise ValueError(
-            f"device must be a name such as 'cuda:0' or 'cpu' (known are {', '.join(_KINDS)}), "
+            f"device must be a name such as 'cuda:0' or 'cpu' (known are {', '.join(KINDS)}), "
             f"got {device!r:.60}"
         )
     if readonly is not True and readonly is not False:
         raise TypeError(f"readonly must be True or False, got {readonly!r:.60}")
     if stream is not None and found[1] != "cuda":
         raise ValueError(f"a stream is CUDA's; the memory is on {device}")
-    address, kind = _check_address(address, size), _KINDS[found[1]]
-    return Memory(address, needed, readonly, kind, int(found[2] or 0), _check_stream(stream))
-
-
-def _check_address(value: object, size: int) -> int:
-    address = exact_int(value, "address")
-    if (address == 0 and size) or not 0 <= address <= 2**64 - size:
-        raise ValueError(f"no memory of {size} bytes is at address {address:#x}")
-    return address
-
-
-def _check_stream(value: object) -> int | None:
-    if value is None:
-        return None
-    stream = exact_int(value, "stream")
-    if not 0 < stream < 2**64:
-        raise ValueError(
-            f"stream must be a positive integer, got {stream}: 1 is the legacy default stream, 2 "
-            f"the thread's"
-        )
-    return stream
+    address, kind = check_address(address, size), KINDS[found[1]]
+    return Memory(address, needed, readonly, kind, int(found[2] or 0), check_stream(stream))
 
 
 def pointed(
@@ -461,7 +336,7 @@ def pointed(
         raise TypeError(f"finalizer must be callable, got {finalizer!r:.60}")
     anchor = _Anchor(owner)
     buffer: Buffer
-    if memory.kind in _HOST:
+    if memory.kind in ON_HOST:
         pointed_at = Held(memory.address or 64, memory.size, memory.readonly, anchor)
         buffer = Buffer(np.asarray(pointed_at), memory.size, itemsize)
         buffer.owner = owner

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ._buffer import INT64_MAX, Buffer, aligned_zeros, check_held, check_rows, exact_int
+from ._buffer import BYTE, INT64_MAX, Buffer, aligned_zeros, check_held, check_rows, exact_int
 from ._device import held, located, pointed
 from ._fields import Column, Scalar, freeze
 from ._json import check_keys, described, field_of, parsed
 from ._soa import SoA, pack
 from ._spec import no_such
+from ._typed import Asked
 
 MAX_FIELDS = 65_536
 
@@ -246,29 +247,48 @@ class Layout:
                 a multiple of the layout's largest item size: 16 bytes for complex128. It is kept,
                 and its export held, while the SoA or a view lives. Where DLPack is older than 1.0
                 it cannot say whether memory may be written, and is taken as read-only.
+                Bytes (one-byte integers, raw memory) are taken for whatever the layout says. Memory
+                of another dtype must have that of every field, in this machine's byte order, along
+                one axis, or as the table that the layout's memory is: `(columns, padded rows)` in C
+                order, or its transpose in Fortran's.
             rows: how many rows the buffer was laid out for. Memory does not say: another count
-                than the writer's gives other offsets, hence wrong values.
+                than the writer's gives other offsets, hence wrong values, and so does another
+                layout. That the sizes agree proves nothing, as below: `check` compares offsets.
 
         Raises:
-            ValueError: too small, or negative rows.
+            ValueError: too small, or negative rows; a foreign byte order; a table in another order.
             BufferError: misaligned, or not contiguous.
-            TypeError: no memory at all, or rows that are no integer.
+            TypeError: no memory at all; another dtype than the fields'; rows that are no integer.
 
-        >>> layout = Layout([Column("pt", "float32")])
-        >>> layout.wrap(bytearray(layout.nbytes(3)), rows=3)
-        SoA(3 rows, 128 bytes on cpu: pt)
+        >>> layout = Layout([Column("pt", "float32"), Column("n", "int16")])
+        >>> other = Layout([Column("n", "int16"), Column("pt", "float32")])
+        >>> layout.nbytes(100) == other.nbytes(100)
+        True
+        >>> memory = layout.pack({"pt": [1.0] * 100, "n": [1] * 100}).buffer.root
+        >>> other.wrap(memory, rows=100)["n"][:2]
+        array([    0, 16256], dtype=int16)
         """
         if type(rows) is not int or not 0 <= rows <= INT64_MAX:
             rows = check_held(rows)
-        hold = Buffer if type(buffer) is np.ndarray else held
-        return SoA(self, hold(buffer, self._total(rows), self.sizes[-1]), rows, 0, rows)
+        if type(buffer) is np.ndarray and buffer.dtype is BYTE and buffer.ndim == 1:
+            memory = Buffer(buffer, self._total(rows), self.sizes[-1])  # plain bytes say no more
+        else:
+            memory = held(buffer, self._total(rows), self.sizes[-1], self.asked(rows))
+        return SoA(self, memory, rows, 0, rows)
+
+    def asked(self, rows: int) -> Asked:
+        """What memory that says what it holds must say, to hold `rows` rows."""
+        first, components = self.fields[0], sum(f.components for f in self.fields)
+        plain = len(self.sizes) == 1 and all(f.per_row for f in self.fields)
+        width = self.pitch(first.name, rows) // first.itemsize
+        return Asked(self.fields, (components, width) if plain else None)
 
     def from_pointer(
         self,
         address: int,
         rows: int,
         *,
-        device: str = "cuda:0",
+        device: str,
         owner: object = None,
         finalizer: Callable[[], object] | None = None,
         readonly: bool = False,
@@ -283,11 +303,13 @@ class Layout:
         Args:
             address: of the first byte.
             rows: how many rows the memory was laid out for.
-            device: a name of DLPack's, with a number: `"cuda:0"`; `"cpu"` for the host.
+            device: where it is, by a name of DLPack's, with a number: `"cuda:0"`; `"cpu"` for the
+                host. A pointer of one taken for the other's is found out at the first access only.
             owner: what keeps the memory; it lives as long as the SoA and its views do, and must not
                 hold them.
             finalizer: called once, without arguments, when the last of these is gone; not at the
-                interpreter's exit. Instead of `owner`; it must not hold them either.
+                interpreter's exit, nor where this call raises. Instead of `owner`; it must not hold
+                them either.
             readonly: refuse writes.
             nbytes: how much memory there is, where that is known: too little is an error.
             stream: the CUDA stream that the memory is being written on, as an integer (1 for the

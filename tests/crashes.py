@@ -77,7 +77,7 @@ def mapped(access: int = mmap.ACCESS_WRITE) -> mmap.mmap:
 def only_point() -> None:
     """Let NumPy point at a buffer and not hold its export, as `np.ndarray(buffer=...)` does."""
 
-    def pointed(owner: Any) -> Any:
+    def pointed(owner: Any, asked: Any) -> Any:
         return np.ndarray(memoryview(owner).nbytes, np.uint8, owner)
 
     soaview._buffer._exported = pointed
@@ -286,7 +286,7 @@ def more_elements_than_numbers(adapter: Any) -> None:
 
 
 def take_their_word() -> None:
-    soaview._buffer._exported = np.asarray
+    soaview._buffer._exported = lambda owner, asked: np.asarray(owner)
 
 
 @scenario("numpy", unguarded=take_their_word)

@@ -119,9 +119,9 @@ class OnCuda:
         (lambda: Producer(device=(2, 3)), "cuda:3", (2, 3)),
         (lambda: Producer(device=(13, 1)), "cuda:1", (13, 1)),
         (lambda: Producer(device=(10, 0)), "rocm:0", (10, 0)),
-        (lambda: Producer((NBYTES // 8, 2), bits=32), "cuda:0", (2, 0)),
+        (lambda: Producer((NBYTES // 2, 2)), "cuda:0", (2, 0)),
         (
-            lambda: Producer((2, NBYTES // 8, 1), strides=(NBYTES // 8, 1, 7), bits=32),
+            lambda: Producer((2, NBYTES // 2, 1), strides=(NBYTES // 2, 1, 7)),
             "cuda:0",
             None,
         ),
@@ -129,7 +129,7 @@ class OnCuda:
         (lambda: Producer(address=FAR - 256, offset=256), "cuda:0", None),
         (OnCuda, "cuda:0", (2, 0)),
         (
-            lambda: OnCuda(version=2, strides=None, shape=(NBYTES // 4,), typestr="<f4"),
+            lambda: OnCuda(version=2, strides=None, shape=(NBYTES // 4,), typestr="|V4"),
             "cuda:0",
             None,
         ),
@@ -141,7 +141,7 @@ def test_where_memory_is(make, device, numbers):
     """Address, size and device come from the protocol, and views are plain arithmetic on them."""
     owner = make()
     if owner == FAR:
-        soa = LAYOUT.from_pointer(FAR, ROWS)
+        soa = LAYOUT.from_pointer(FAR, ROWS, device="cuda:0")
     else:
         soa = LAYOUT.wrap(owner, ROWS)
         assert soa.buffer.owner is owner
@@ -164,7 +164,7 @@ def test_older_producers_are_read_only():
     assert old.asked == [{"max_version": (1, 0)}, {}]
     assert LAYOUT.wrap(frozen, ROWS).readonly
     assert LAYOUT.wrap(OnCuda(data=(FAR, True)), ROWS).readonly
-    assert LAYOUT.from_pointer(FAR, ROWS, readonly=True).readonly
+    assert LAYOUT.from_pointer(FAR, ROWS, device="cuda:0", readonly=True).readonly
 
 
 def test_the_cuda_array_interface_of_views():
@@ -292,7 +292,7 @@ class Shrunk(Producer):
         (lambda: OnCuda(data=(0, False)), "no memory of 768 bytes is at address 0x0"),
         (lambda: OnCuda(data=(-FAR, False)), "no memory"),
         (lambda: OnCuda(data=None), "is not one"),
-        (lambda: OnCuda(shape=(2**62,), typestr="<f8"), "no memory of"),
+        (lambda: OnCuda(shape=(2**62,), typestr="|V8"), "no memory of"),
     ],
 )
 def test_bad_producers(make, message):
@@ -333,7 +333,7 @@ def test_bad_producers(make, message):
 )
 def test_bad_pointers(arguments, error, message):
     """Every number is checked before anything is made of it."""
-    arguments = {"address": FAR, "rows": ROWS, **arguments}
+    arguments = {"address": FAR, "rows": ROWS, "device": "cuda:0", **arguments}
     with pytest.raises(error, match=message):
         LAYOUT.from_pointer(arguments.pop("address"), arguments.pop("rows"), **arguments)
 
@@ -341,9 +341,9 @@ def test_bad_pointers(arguments, error, message):
 def test_pointers_to_wide_numbers():
     """Items of 16 bytes start on a multiple of 16, as torch and GPUs read them."""
     layout = Layout([Column("z", "complex128")])
-    layout.from_pointer(FAR + 16, ROWS)
+    layout.from_pointer(FAR + 16, ROWS, device="cuda:0")
     with pytest.raises(BufferError, match="8 bytes past a multiple of 16"):
-        layout.from_pointer(FAR + 8, ROWS)
+        layout.from_pointer(FAR + 8, ROWS, device="cuda:0")
 
 
 @pytest.mark.parametrize("rows", [0, 1, 33, 1000])
@@ -412,8 +412,8 @@ def test_finalizers_at_the_end_of_python(run_python):
     code = """if True:
         from soaview import Column, Layout
         layout = Layout([Column("x", "float32")])
-        kept = layout.from_pointer(1 << 40, 9, finalizer=lambda: print("freed", flush=True))
-        gone = layout.from_pointer(1 << 40, 9, finalizer=lambda: print("end", flush=True))
+        kept = layout.from_pointer(1 << 40, 9, device="cuda:0", finalizer=lambda: print("freed", flush=True))
+        gone = layout.from_pointer(1 << 40, 9, device="cuda:0", finalizer=lambda: print("end", flush=True))
         del gone
     """
     assert run_python("-c", code).stdout == "end\n"
@@ -422,7 +422,9 @@ def test_finalizers_at_the_end_of_python(run_python):
 def test_what_is_read_by_the_interface_holds_the_memory_alone():
     """It does not hold the buffer, which may keep it: a cycle through C++ would never be freed."""
     calls = []
-    soa = LAYOUT.from_pointer(FAR, ROWS, finalizer=lambda: calls.append("gone"), readonly=True)
+    soa = LAYOUT.from_pointer(
+        FAR, ROWS, device="cuda:0", finalizer=lambda: calls.append("gone"), readonly=True
+    )
     interface = Interface(soa.buffer)
     assert interface.__cuda_array_interface__["data"] == (FAR, False)
     assert not any(thing is soa.buffer for thing in gc.get_referents(interface.__dict__))
@@ -587,7 +589,7 @@ def test_nobody_to_show_a_part(run_python):
     """Without torch and CuPy, a part of device memory has no DLPack, and the way out is told."""
     code = """if True:
         from soaview import Column, Layout, Spec, views
-        soa = Layout([Column("x", "float32")]).from_pointer(1 << 40, 9)
+        soa = Layout([Column("x", "float32")]).from_pointer(1 << 40, 9, device="cuda:0")
         [view] = views(soa, Spec(x="x"))
         assert view.__dlpack_device__() == (2, 0)
         try:
@@ -602,5 +604,5 @@ def test_rows_that_no_memory_has():
     """A layout of scalars alone has a limit of rows, too, by way of a pointer as by any other."""
     layout = Layout([Scalar("n", "int32")])
     with pytest.raises(ValueError, match="more than memory can have"):
-        layout.from_pointer(2**20, 2**70)
-    assert layout.from_pointer(2**20, 2**63 - 1).rows == 2**63 - 1
+        layout.from_pointer(2**20, 2**70, device="cuda:0")
+    assert layout.from_pointer(2**20, 2**63 - 1, device="cuda:0").rows == 2**63 - 1

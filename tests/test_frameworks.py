@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import places
 import pytest
@@ -214,3 +215,25 @@ class Dunders:
 
     def __dlpack_device__(self):
         return self._array.__dlpack_device__()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int16", "float32", "bfloat16", "complex64"])
+def test_what_frameworks_say_of_their_memory(dtype):
+    """Tensors of torch and arrays of JAX are believed, or refused, as NumPy's arrays are."""
+    layout = Layout([Column("a", dtype), Column("b", dtype)], alignment=16)
+    numbers = (np.arange(32) % 2).astype(np.dtype(dtype))
+    tensor = torch.zeros(32, dtype=getattr(torch, dtype))
+    tensor[:] = torch.arange(32) % 2
+    for owner in (tensor, jnp.asarray(numbers)):
+        soa = layout.wrap(owner, 16)
+        np.testing.assert_array_equal(soa["b"], numbers[16:])
+        np.testing.assert_array_equal(layout.wrap(owner.reshape(2, 16), 16)["b"], numbers[16:])
+        with pytest.raises(ValueError, match="one row after another"):
+            layout.wrap(owner.reshape(16, 2), 16)
+        with pytest.raises(TypeError, match=f"holds {dtype}, but field 'a' is int32"):
+            Layout([Column("a", "int32")]).wrap(owner, 1)
+    soa = layout.wrap(tensor.reshape(2, 16).T, 16)  # rows first, column by column
+    soa["b"][0] = 1
+    assert tensor[16] == 1
+    assert not soa.readonly
+    assert layout.wrap(jnp.asarray(numbers), 16).readonly

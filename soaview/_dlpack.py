@@ -1,0 +1,219 @@
+"""What other libraries tell of their memory: DLPack's capsules and the CUDA array interface."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._buffer import exact_int
+from ._typed import Asked, by_columns, numpy_says
+
+# DLPack's DLDeviceType: https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
+DEVICES = {
+    1: "cpu",
+    2: "cuda",
+    4: "opencl",
+    7: "vulkan",
+    8: "metal",
+    9: "vpi",
+    10: "rocm",
+    12: "ext_dev",
+    14: "oneapi",
+    15: "webgpu",
+    16: "hexagon",
+    17: "maia",
+    3: "cuda",  # pinned, which the host reads
+    11: "rocm",  # likewise
+    13: "cuda",  # managed
+}
+KINDS = {name: kind for kind, name in reversed(DEVICES.items())}
+ON_HOST = {1, 3, 11}
+
+_CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
+_MOST_AXES = 64
+
+
+class Memory(NamedTuple):
+    """Where somebody's memory is.
+
+    Attributes:
+        address, size: in bytes.
+        readonly: whether it may be written.
+        kind, number: DLPack's device type and device number.
+        stream: the CUDA stream that the memory is being written on; None where nothing has to be
+            waited for, or where a DLPack producer sees to it.
+        export: what holds the memory, beside its owner.
+        source: what speaks DLPack for it; None for a bare pointer.
+        first: byte of the source's memory at which this one starts.
+    """
+
+    address: int
+    size: int
+    readonly: bool
+    kind: int
+    number: int
+    stream: int | None = None
+    export: object = None
+    source: Any = None
+    first: int = 0
+
+
+class _DLTensor(ctypes.Structure):
+    # https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("kind", ctypes.c_int32),
+        ("index", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _Versioned(ctypes.Structure):
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _DLTensor),
+    )
+
+
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+_is_valid = ctypes.pythonapi.PyCapsule_IsValid
+_is_valid.restype, _is_valid.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
+
+
+def capsule_of(owner: Any) -> object:
+    """The owner's DLPack capsule, without a stream: the default stream waits for the producer."""
+    try:
+        return owner.__dlpack__(max_version=(1, 0))
+    except TypeError:  # a producer from before DLPack 1.0
+        return owner.__dlpack__()
+
+
+def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> Memory:
+    """What a capsule says. Kept, and not consumed, it holds the memory and frees it.
+
+    Args:
+        capsule: DLPack's, of either kind.
+        device: where its producer says that the memory is.
+        asked: what the memory is to be.
+
+    Raises:
+        BufferError, TypeError, ValueError: a capsule that cannot be, or that says something else
+            than its producer or than what is asked. Nothing is read through a pointer of it before
+            it is sure how much there is.
+    """
+    if _is_valid(capsule, b"dltensor_versioned"):
+        managed = _Versioned.from_address(_pointer(capsule, b"dltensor_versioned"))
+        if managed.major != 1:
+            raise BufferError(f"it speaks DLPack {managed.major}.{managed.minor}, not 1")
+        tensor, readonly = managed.tensor, bool(managed.flags & 1)
+    elif _is_valid(capsule, b"dltensor"):
+        # Before 1.0 there was no flag; like NumPy, take the memory as read-only.
+        tensor, readonly = _DLTensor.from_address(_pointer(capsule, b"dltensor")), True
+    else:
+        raise BufferError(f"its __dlpack__ gives {type(capsule).__name__}, and no capsule to read")
+    where = tensor.kind, tensor.index
+    if tensor.kind not in DEVICES or tensor.index < 0:
+        raise BufferError(f"DLPack device {tensor.kind}:{tensor.index} is not known here")
+    if _place(*where) != _place(*device):
+        raise BufferError(
+            f"its __dlpack_device__ says {device[0]}:{device[1]}, and its capsule "
+            f"{tensor.kind}:{tensor.index}"
+        )
+    if not 0 <= tensor.ndim <= _MOST_AXES or (tensor.ndim and not tensor.shape):
+        raise BufferError(f"its capsule has {tensor.ndim} axes, or no shape for them")
+    shape = tuple(tensor.shape[: tensor.ndim]) if tensor.ndim else ()
+    if min(shape, default=0) < 0:
+        raise BufferError(f"its shape is {shape}")
+    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
+    if tensor.lanes != 1 or tensor.bits % 8:
+        raise BufferError(f"its items have {tensor.bits} bits in {tensor.lanes} lanes")
+    kind = _CODES.get(tensor.code, f"DLPack's type {tensor.code} of bits ")
+    says = kind if kind == "bool" else f"{kind}{tensor.bits}"
+    _check_order(asked, says, shape, strides, 1)
+    size = math.prod(shape) * tensor.bits // 8
+    address = check_address((tensor.data or 0) + tensor.byte_offset, size)
+    return Memory(address, size, readonly, *where, None, capsule)
+
+
+def _place(kind: int, number: int) -> tuple[str, int]:
+    """Managed memory is CUDA's to some; the host has one number."""
+    return ("cpu", 0) if kind in ON_HOST else (DEVICES[kind], number)
+
+
+def of_interface(interface: Any, asked: Asked) -> Memory:
+    """What a CUDA array interface says. It names no device: the first one is meant."""
+    if interface["version"] not in (2, 3) or interface.get("mask") is not None:
+        raise ValueError("version 2 or 3 is needed, without a mask")
+    if not isinstance(interface["typestr"], str):
+        raise TypeError(f"its typestr is {interface['typestr']!r}")
+    dtype = np.dtype(interface["typestr"])
+    says = numpy_says(dtype)
+    shape = tuple(exact_int(number, "shape") for number in interface["shape"])
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape is {shape}")
+    _check_order(asked, says, shape, interface.get("strides"), dtype.itemsize)
+    address, readonly = interface["data"]
+    size = math.prod(shape) * dtype.itemsize
+    stream = check_stream(interface.get("stream"))
+    address = check_address(address, size)
+    return Memory(address, size, bool(readonly), KINDS["cuda"], 0, stream)
+
+
+def _check_order(
+    asked: Asked, says: str | None, shape: tuple[int, ...], strides: Any, itemsize: int
+) -> None:
+    """Raise unless these are items without gaps, of the dtype and in the order that is asked."""
+    c, fortran = True, len(shape) < 2
+    if strides is not None and 0 not in shape:
+        steps = tuple(exact_int(stride, "stride") for stride in strides)
+        c = _is_dense(shape, steps, itemsize)
+        fortran = _is_dense(shape[::-1], steps[::-1], itemsize)
+    if not (by_columns(asked, says, shape, c=c, fortran=fortran) or c):
+        raise BufferError(
+            f"the buffer is not contiguous: shape {shape}, strides {tuple(strides)}; pass the "
+            f"array that owns the memory, or a contiguous copy of it"
+        )
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bool:
+    """Whether the last axis is the fastest, without gaps."""
+    for count, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if count > 1 and stride != step:
+            return False
+        step *= count
+    return True
+
+
+def check_address(value: object, size: int) -> int:
+    """An address at which so many bytes can be."""
+    address = exact_int(value, "address")
+    if (address == 0 and size) or not 0 <= address <= 2**64 - size:
+        raise ValueError(f"no memory of {size} bytes is at address {address:#x}")
+    return address
+
+
+def check_stream(value: object) -> int | None:
+    """A CUDA stream as an integer, or None."""
+    if value is None:
+        return None
+    stream = exact_int(value, "stream")
+    if not 0 < stream < 2**64:
+        raise ValueError(
+            f"stream must be a positive integer, got {stream}: 1 is the legacy default stream, 2 "
+            f"the thread's"
+        )
+    return stream
