@@ -35,6 +35,7 @@ BOTH = [
         "frameworks",
         "readme",
         "root",
+        "traps",
     )
 ]
 """Tests of both frameworks."""

@@ -1,4 +1,4 @@
-"""What the README says is run."""
+"""What the README and the pages beside it say is run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,34 @@ import re
 import shlex
 from pathlib import Path
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"```sh\n(.+)\n```", README)
 
 
-def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
-    """The README's Python runs from top to bottom, and its asserts hold."""
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def run(page):
+    """Run a page's Python from top to bottom; what it defines, and the number of blocks."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     names = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert len(blocks) == 9
+        exec(compile(block, page, "exec"), names)
+    return names, len(blocks)
+
+
+def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
+    """The README's Python runs, and its asserts hold."""
+    monkeypatch.chdir(tmp_path)
+    names, count = run("README.md")
+    assert count == 9
     described = names["layout"].describe(names["rows"]).splitlines()
     assert "\n".join(f"    {line}".rstrip() for line in described) in README
+
+
+def test_the_code_about_traps_runs(tmp_path, monkeypatch):
+    """So does that of the page about other libraries' traps."""
+    monkeypatch.chdir(tmp_path)
+    _, count = run("docs/traps.md")
+    assert count == 10
 
 
 def test_the_readme_begins_with_code():
