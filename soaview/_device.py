@@ -259,7 +259,7 @@ def held(owner: Any, nbytes: int, itemsize: int, asked: Asked) -> Buffer:
     elif memory.kind in ON_HOST:
         # An address of its own where there are no bytes, as for a bare pointer.
         at = memory.address or 64, memory.size, memory.readonly
-        root = np.asarray(Held(*at, memory.export, owner))
+        root = np.asarray(Held(*at, (memory.export, memory.source), owner))
     else:
         return DeviceBuffer(memory, owner, nbytes, itemsize)
     buffer = Buffer(root, nbytes, itemsize)
