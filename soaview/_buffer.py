@@ -249,7 +249,7 @@ class Buffer:
 
         Only for consumers that never write (JAX's immutable arrays) and as the source of copies.
         """
-        if self._unguarded is None:
+        if self._unguarded is None or not self._unguarded.flags.writeable:  # which may be set later
             root = self.root
             held = Held(_address(root), root.size, False, root)
             self._unguarded = np.asarray(held) if self.readonly else root

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._buffer import INT64_MAX
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -17,7 +19,7 @@ def check_cuts(offsets: object, counts: object) -> None:
 
 
 def host_cuts(what: str, given: Any, rows: int) -> NDArray[np.int64]:
-    """Offsets or counts that are on the host, checked one by one."""
+    """Offsets or counts that are on the host, checked: sums of the counts are exact in int64."""
     if isinstance(given, np.ma.MaskedArray):
         raise TypeError(f"{what} are a masked array, whose mask would be lost; pass .data")
     try:
@@ -26,7 +28,7 @@ def host_cuts(what: str, given: Any, rows: int) -> NDArray[np.int64]:
         raise TypeError(f"{what} must be integers along one axis: {error}") from error
     check_kind(what, found.shape, not found.size or found.dtype.kind in "iu", found.dtype)
     if found.size:
-        check_numbers(what, rows, int(found.min()), int(found.max()))
+        check_numbers(what, rows, found, int(found.min()), int(found.max()))
     return found.astype(np.int64)
 
 
@@ -38,14 +40,20 @@ def check_kind(what: str, shape: tuple[int, ...], integer: bool, dtype: object) 
         raise ValueError("offsets are empty: there is one more than there are events")
 
 
-def check_numbers(what: str, rows: int, least: int, most: int) -> None:
-    """All of them lie among the rows, so that differences and sums of them are exact."""
+def check_numbers(what: str, rows: int, numbers: Any, least: int, most: int) -> None:
+    """They lie among the rows, and so do the counts together: int64 holds what is made of them.
+
+    Of the numbers themselves, an array or a tensor, only their sum is taken, where it may be more
+    than int64 holds.
+    """
     for number in (least, most):
         if not 0 <= number <= rows:
             raise ValueError(
                 f"{what} must be between 0 and the SoA's {rows} rows, got {number}; are they those "
                 f"of another SoA?"
             )
+    if what == "counts" and len(numbers) * most > INT64_MAX:
+        check_offsets(rows, 0, sum(numbers.tolist()), 0, all_rows=False)
 
 
 def check_offsets(rows: int, first: int, last: int, shortest: int, *, all_rows: bool) -> None:

@@ -1,9 +1,9 @@
 """PyTorch tensors over an SoA, without moving a byte."""
 
 from ._forward import forward
-from ._jagged import jagged
+from ._jagged import jagged, segments
 from ._move import empty, to
 from ._tensors import tensors
 from ._write import write
 
-__all__ = ["empty", "forward", "jagged", "tensors", "to", "write"]
+__all__ = ["empty", "forward", "jagged", "segments", "tensors", "to", "write"]

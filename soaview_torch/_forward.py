@@ -14,7 +14,7 @@ from soaview._forward import Pair, Pairs, check_model, pairs, results, work
 from soaview._soa import check_copy
 
 from ._memory import Memory
-from ._tensors import prepare, tensors
+from ._tensors import copies, prepare, tensors
 from ._write import Fitting, fitting, places_of, store
 
 
@@ -74,8 +74,10 @@ def forward(
         fits = _run(model, task.inputs_of(rows), task.outputs_of(rows), copy)
         # A model may use its memory of the results again in the next batch.
         found += [(place, t.clone()) for place, t in fits] if task.batched else fits
-    with torch.no_grad():
-        store(found)
+    store(found)
+
+
+_KEY = "torch.forward"
 
 
 def _run(
@@ -86,10 +88,9 @@ def _run(
     given: list[torch.Tensor] = []
     memories: list[Memory] = []
     for soa, spec in inputs:
-        memory = None if copy is True else _views(soa, spec, copy, given)
-        if memory is None:
-            given += tensors(soa, spec, copy=copy)
-        else:
+        found_there, memory = _given(soa, spec, copy)
+        given += found_there
+        if memory is not None:
             memories.append(memory)
     versions = [memory.version for memory in memories]
     with torch.inference_mode(), _current(outputs[0][0].device):
@@ -105,24 +106,26 @@ def _run(
     return found
 
 
-def _views(soa: SoA, spec: Spec, copy: bool | None, given: list[torch.Tensor]) -> Memory | None:
-    """Add the tensors to those given, and say which memory counts the writes into them.
+def _given(soa: SoA, spec: Spec, copy: bool | None) -> tuple[list[torch.Tensor], Memory | None]:
+    """A pair's tensors, and the memory that counts the writes into them, if it is the SoA's.
 
     It is imported for models alone: other writers, in other threads, are not counted.
     """
-    ready = soa.ready.get("torch.forward")
+    if copy is True:
+        return tensors(soa, spec, copy=True), None
+    ready = soa.ready.get(_KEY)
     if ready is None or ready[0] is not spec or not ready[2].as_imported():
         try:
-            ready = prepare(soa, spec, False, "torch.forward")
+            ready = prepare(soa, spec, False, _KEY)
         except BufferError:
-            if copy is None:
-                return None
-            raise
+            if copy is False:
+                raise
+            some = copies(soa, spec, None, False, _KEY)
+            return some, None if soa.readonly else soa.buffer.imports[_KEY]
     memory: Memory = ready[2]
     if memory.wait is not None:
         memory.wait()
-    given += starmap(torch.as_strided, ready[3])
-    return memory
+    return list(starmap(torch.as_strided, ready[3])), memory
 
 
 def _current(device: str) -> AbstractContextManager[Any]:

@@ -1,15 +1,18 @@
-"""Rows by events: nested tensors over an SoA, where it lies."""
+"""Rows by events: nested tensors over an SoA, where it lies, and the rows' event numbers."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from soaview import SoA, Spec
+from soaview._device import DeviceBuffer
 from soaview._ragged import check_cuts, check_kind, check_numbers, check_offsets, host_cuts
+from soaview._views import check_soa
 
+from ._memory import is_plain, memory_of
 from ._tensors import tensors
 
 
@@ -22,6 +25,11 @@ def jagged(
     `values()` is what `tensors` gives, pointer and strides included. All of a call have one ragged
     dimension, so that they can be combined. Offsets and counts are read, which waits for a device,
     and kept as a copy.
+
+    torch has no gradient of their `sum` and `mean` over the rows of an event: where you train, give
+    `values()` and the event numbers of `segments` to `index_add`. Attention
+    (`F.scaled_dot_product_attention`, `nn.MultiheadAttention`) fails on columns that are stacked by
+    strides, with a message about strides or `view`: pass `copy=True`.
 
     Args:
         soa: the memory, one row for each hit, muon, ...
@@ -46,13 +54,75 @@ def jagged(
     for name, tensor in zip(spec, found, strict=True):
         if not tensor.ndim:
             raise ValueError(f"tensor {name!r} is one value, and has no rows; leave it out")
-    device = found[0].device if found else None
+    device = found[0].device if found else torch.device("cpu")
+    cuts = _cuts(soa, offsets, counts, device, all_rows=True)
+    # torch makes no nested tensor of a plain one in inference mode, but uses it there.
+    inference = torch.is_inference_mode_enabled()
+    with torch.inference_mode(False) if inference else nullcontext():
+        return [
+            torch.nested.nested_tensor_from_jagged(
+                t, cuts.offsets, min_seqlen=cuts.shortest, max_seqlen=cuts.longest
+            )
+            for t in found
+        ]
+
+
+def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> torch.Tensor:
+    """To which event each row belongs: int64, shape `(rows,)`, on the SoA's device.
+
+    They are the indices that `index_add` and `scatter_reduce` take. Rows that come after the last
+    event get the number of events, for which torch's functions need one place more: without it
+    they raise, or, on a device, stop the program.
+
+    Args:
+        soa: one row for each hit, muon, ...
+        offsets: integers, a tensor or an array: event i has the rows from `offsets[i]` to
+            `offsets[i + 1]`; the first is 0, the last at most the SoA's row count.
+        counts: instead, how many rows each event has.
+
+    Raises:
+        TypeError, ValueError: offsets that are no integers, or do not cut the rows into events.
+        BufferError: memory of a device that torch does not reach.
+
+    >>> from soaview import Column, Layout
+    >>> soa = Layout([Column("pt", "float32")]).pack({"pt": [1.0, 2.0, 3.0]})
+    >>> [pt] = tensors(soa, Spec(pt="pt"))
+    >>> ids = segments(soa, counts=[1, 0, 1])
+    >>> ids
+    tensor([0, 2, 3])
+    >>> torch.zeros(3 + 1).index_add(0, ids, pt)[:3]
+    tensor([1., 0., 2.])
+    """
+    check_cuts(offsets, counts)
+    check_soa(soa)
+    cuts = _cuts(soa, offsets, counts, _device(soa), all_rows=False)
+    with torch.inference_mode(False), torch.no_grad():
+        ends = torch.cat([cuts.offsets, cuts.offsets.new_tensor([soa.rows])])
+        return torch.repeat_interleave(ends.diff(), output_size=soa.rows)
+
+
+class _Cuts(NamedTuple):
+    """Where events begin and end: int64, on a device; the rows of the shortest and longest event.
+
+    Without events these two are 0.
+    """
+
+    offsets: torch.Tensor
+    shortest: int
+    longest: int
+
+
+def _cuts(soa: SoA, offsets: Any, counts: Any, device: torch.device, *, all_rows: bool) -> _Cuts:
+    """The one that is given, checked; a copy of it."""
     what = "counts" if offsets is None else "offsets"
     given = counts if offsets is None else offsets
     if not isinstance(given, torch.Tensor):
         given = torch.from_numpy(host_cuts(what, given, soa.rows))
-    if given.is_nested or given.is_quantized or given.is_meta or given.layout is not torch.strided:
-        raise TypeError(f"{what} must be a plain dense tensor, got {given.layout}, {given.device}")
+    if not is_plain(given) or given.is_quantized or given.is_meta:
+        raise TypeError(
+            f"{what} must be a plain dense tensor, got {type(given).__name__} of layout "
+            f"{given.layout} on {given.device}"
+        )
     real = given.is_floating_point() or given.is_complex() or given.dtype == torch.bool
     check_kind(what, tuple(given.shape), given.numel() == 0 or not real, given.dtype)
     with torch.inference_mode(False), torch.no_grad():
@@ -62,12 +132,15 @@ def jagged(
         steps = torch.cat([none, cuts.diff()]) if len(cuts) < 2 else cuts.diff()
         edges = [*torch.cat([given, none]).aminmax(), cuts[0], cuts[-1], *steps.aminmax()]
         low, high, first, last, shortest, longest = torch.stack(edges).tolist()
-    check_numbers(what, soa.rows, low, high)
-    check_offsets(soa.rows, first, last, shortest, all_rows=True)
-    # torch makes no nested tensor of a plain one in inference mode, but uses it there.
-    inference = torch.is_inference_mode_enabled()
-    with torch.inference_mode(False) if inference else nullcontext():
-        return [
-            torch.nested.nested_tensor_from_jagged(t, cuts, min_seqlen=shortest, max_seqlen=longest)
-            for t in found
-        ]
+    check_numbers(what, soa.rows, given, low, high)
+    check_offsets(soa.rows, first, last, shortest, all_rows=all_rows)
+    return _Cuts(cuts, shortest, longest)
+
+
+def _device(soa: SoA) -> torch.device:
+    if isinstance(soa.buffer, DeviceBuffer):
+        with torch.inference_mode(False):
+            return memory_of(soa.buffer)["uint8"].device
+    if soa.device != "cpu":
+        raise BufferError(f"the SoA is on {soa.device}, where torch has no memory of its; move it")
+    return torch.device("cpu")

@@ -10,23 +10,39 @@ from numpy.typing import NDArray
 
 from soaview import View
 from soaview._buffer import ITEMSIZE, WIDEST, Buffer
-from soaview._device import DeviceBuffer, check_address, torch_bytes
+from soaview._device import DeviceBuffer, check_place, torch_bytes
 
 DTYPE = {name: getattr(torch, name) for name in ITEMSIZE}
 """torch's dtypes."""
 
 
 class Memory(dict[str, torch.Tensor]):
-    """A buffer's memory as flat tensors, one per dtype, of one storage and one version counter."""
+    """A buffer's memory as flat tensors, one per dtype, of one storage and one version counter.
 
-    __slots__ = ("address", "wait")
+    Attributes:
+        base: the one that was imported; the others are its views.
+        address: where its storage was then.
+        root: the host's memory, whose read-only flag may be set later; None where none can be.
+        wait: lets torch's current stream wait for the producer; None where nothing has to be.
+        later: what has taken its place; see `memory_of`.
+    """
 
-    def __init__(self, memory: NDArray[Any] | DeviceBuffer) -> None:
+    __slots__ = ("address", "base", "later", "root", "wait")
+
+    address: int
+    base: torch.Tensor
+
+    def __init__(
+        self, memory: NDArray[Any] | DeviceBuffer, root: NDArray[Any] | None = None
+    ) -> None:
         self.wait: Callable[[], object] | None = None
+        self.root = root
+        self.later: list[Memory] = []
         if isinstance(memory, DeviceBuffer):
             flat = self["uint8"] = torch_bytes(memory)
         else:
             flat = self[WIDEST[memory.itemsize]] = torch.from_numpy(memory)
+        self.base = flat
         try:
             self.address = flat.data_ptr() if type(flat) is torch.Tensor else 0
         except RuntimeError:
@@ -37,39 +53,51 @@ class Memory(dict[str, torch.Tensor]):
                 "tensor of real memory; take the tensors outside, and pass them in"
             )
         if isinstance(memory, DeviceBuffer):
-            check_address(self.address, memory)
+            check_place(self.address, memory)
             self.wait = _waiting(memory, flat.device)
 
     def __missing__(self, dtype: str) -> torch.Tensor:
-        flat = self[dtype] = next(iter(self.values())).view(DTYPE[dtype])
-        return flat
+        # Of several threads' the first: a graph is looked for in that one.
+        return self.setdefault(dtype, self.base.view(DTYPE[dtype]))
 
     def as_imported(self) -> bool:
-        """Whether the storage is where it was, and no graph has been written into it.
+        """Whether it may be used: as it was, with no graph written into it, and not read-only.
 
         `share_memory_` of a tensor moves it; a value that requires a gradient brings its graph.
         """
         for flat in tuple(self.values()):
-            if flat.requires_grad or flat.data_ptr() != self.address:
+            if flat.requires_grad:
                 return False
-        return True
+        root = self.root
+        return self.base.data_ptr() == self.address and (root is None or root.flags.writeable)
 
-    def detached(self) -> Memory:
-        """The same storage, without the graph that has been written into it."""
+    def replaced(self, buffer: Buffer) -> Memory:
+        """What takes its place, the same for all threads.
+
+        The same storage without the graph, which belongs to the tensors of the call that brought
+        it; or the memory imported anew.
+        """
+        if not self.later:
+            same = self._detached()
+            self.later.append(same if same.as_imported() else _import(buffer))
+        return self.later[0]
+
+    def _detached(self) -> Memory:
         found = Memory.__new__(Memory)
-        found.address, found.wait = self.address, self.wait
+        found.address, found.wait, found.root, found.later = self.address, self.wait, self.root, []
+        found.base = self.base.detach()
         found.update({dtype: flat.detach() for dtype, flat in tuple(self.items())})
         return found
 
     @property
     def moved(self) -> bool:
         """Whether the storage is elsewhere than it was."""
-        return next(iter(self.values())).data_ptr() != self.address
+        return self.base.data_ptr() != self.address
 
     @property
     def version(self) -> int:
         """Torch's count of the writes."""
-        return next(iter(self.values()))._version
+        return self.base._version
 
     def alias(self, view: View) -> torch.Tensor:
         """The view's tensor."""
@@ -77,22 +105,45 @@ class Memory(dict[str, torch.Tensor]):
 
 
 def memory_of(buffer: Buffer, key: str = "torch") -> Memory:
-    """The buffer's memory as it was imported under this key, if it still is as it was."""
-    kept: Memory | None = buffer.imports.get(key)
-    if kept is not None and not kept.as_imported():
-        # A graph belongs to the tensors of the call that brought it, not to the memory.
-        kept = kept.detached()
-        if not kept.as_imported():
-            kept = None
+    """The buffer's memory as it was imported under this key: one for all threads.
+
+    Whoever comes first, and whenever it has to be replaced, all get the same one, and so one count
+    of writes: setting a dictionary's default and appending to a list are one step each.
+    """
+    imports: dict[str, Memory] = buffer.imports
+    kept = imports.get(key)
     if kept is None:
-        kept = Memory(as_given(buffer))
-    buffer.imports[key] = kept
+        own = _import(buffer)
+        kept = imports.setdefault(key, own)
+        if kept is own:
+            return own
+    while not kept.as_imported() and (kept.root is None or kept.root.flags.writeable):
+        kept = imports[key] = kept.replaced(buffer)
     return kept
 
 
-def as_given(buffer: Buffer) -> NDArray[Any] | DeviceBuffer:
-    """What `Memory` imports."""
-    return buffer if isinstance(buffer, DeviceBuffer) else buffer.wide
+def _import(buffer: Buffer) -> Memory:
+    if isinstance(buffer, DeviceBuffer):
+        return Memory(buffer)
+    return Memory(buffer.wide, buffer.root)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is dense memory, without anything of torch's around it.
+
+    Only then is it sure to be read as it is, without a word, when it is copied.
+    """
+    return (
+        type(tensor) in _PLAIN
+        and not tensor.is_nested  # which has no shape
+        and tensor.layout is torch.strided
+        and not tensor._is_zerotensor()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not torch._is_functional_tensor(tensor)
+    )
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _waiting(buffer: DeviceBuffer, device: torch.device) -> Callable[[], object] | None:

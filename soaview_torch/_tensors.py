@@ -48,7 +48,7 @@ def tensors(
     array([7., 0., 0.], dtype=float32)
     """
     if copy is not False:
-        return _copies(soa, spec, copy, padded)
+        return copies(soa, spec, copy, padded)
     ready = soa.ready.get("torch") if type(soa) is SoA else None
     if (
         ready is None
@@ -90,7 +90,13 @@ def prepare(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> tuple[Any
     return ready
 
 
-def _copies(soa: SoA, spec: Spec, copy: bool | None, padded: bool) -> list[torch.Tensor]:
+def copies(
+    soa: SoA, spec: Spec, copy: bool | None, padded: bool, key: str = "torch"
+) -> list[torch.Tensor]:
+    """As `tensors`, all of them copied, or those that need it; the others as views.
+
+    The views are of the import under this key.
+    """
     check_copy(copy)
     found = views_or_columns(soa, spec, padded=padded)
     all_of_them = copy is True or soa.readonly
@@ -98,7 +104,7 @@ def _copies(soa: SoA, spec: Spec, copy: bool | None, padded: bool) -> list[torch
     def alias_of(view: View) -> torch.Tensor:
         view = view.buffer.locate(view)
         if isinstance(view.buffer, DeviceBuffer) or not soa.readonly:
-            memory = memory_of(view.buffer)
+            memory = memory_of(view.buffer, key)
         else:  # the flag is lifted for reading only: what is made of this memory is copied
             memory = Memory(view.buffer.unguarded)
         if memory.wait is not None:

@@ -12,7 +12,7 @@ from soaview._buffer import check_storage
 from soaview._soa import check_columns, check_given, check_writable, numbered
 from soaview._views import Scattered, views_or_columns
 
-from ._memory import DTYPE, Memory, memory_of
+from ._memory import DTYPE, Memory, is_plain, memory_of
 
 _NAME = {dtype: name for name, dtype in DTYPE.items()}
 
@@ -24,7 +24,8 @@ def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
         soa: writable memory.
         spec: where each tensor goes; a scalar is written as `Value(name)`.
         tensors: in spec order, on the SoA's device, with the shapes and dtypes that `tensors`
-            gives. Gradients are not recorded. A tensor may alias the SoA's buffer.
+            gives. Gradients and forward-mode tangents are left behind. A tensor may alias the SoA's
+            buffer.
 
     Raises:
         TypeError, ValueError: a tensor of another kind, dtype, shape or device; a column that
@@ -39,8 +40,7 @@ def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
     """
     if not isinstance(tensors, (list, tuple)):
         raise TypeError(f"tensors must be a list in spec order, got {type(tensors).__name__}")
-    with torch.no_grad():
-        store(fitting(soa, spec, places_of(soa, spec), tensors))
+    store(fitting(soa, spec, places_of(soa, spec), tensors))
 
 
 class Place(NamedTuple):
@@ -72,8 +72,9 @@ def fitting(soa: SoA, spec: Spec, places: list[Place], tensors: Sequence[torch.T
     return list(zip(places, tensors, strict=True))
 
 
+@torch.inference_mode()
 def store(found: Fitting) -> None:
-    """Write tensors that fit; no gradients are recorded where the caller has switched them off."""
+    """Write tensors that fit, without the graphs and tangents that they bring."""
     if any(place.memory.moved for place, _ in found):
         raise RuntimeError(
             "the SoA's memory was moved away meanwhile, by share_memory_ of one of its tensors: "
@@ -97,7 +98,7 @@ def store(found: Fitting) -> None:
 def places_of(soa: SoA, spec: Spec) -> list[Place]:
     """Where the spec's tensors are written."""
     ready = soa.ready.get("torch.write") if type(soa) is SoA else None
-    if ready is not None and ready[0] is spec and ready[1].as_imported() and not soa.readonly:
+    if ready is not None and ready[0] is spec and ready[1].as_imported():
         return ready[2]  # type: ignore[no-any-return]
     if torch.is_inference_mode_enabled():  # what is imported there has no version
         with torch.inference_mode(False):
@@ -118,13 +119,11 @@ def places_of(soa: SoA, spec: Spec) -> list[Place]:
 
 def _fits(place: Place, tensor: torch.Tensor) -> bool:
     return (
-        type(tensor) is torch.Tensor
-        and not tensor.is_nested  # which has no shape
+        isinstance(tensor, torch.Tensor)
+        and is_plain(tensor)
         and tensor.shape == place.shape
         and tensor.dtype is place.dtype
         and tensor.device == place.device
-        and tensor.layout is torch.strided
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
 
 
@@ -134,12 +133,11 @@ def _describe(where: str, tensor: object) -> tuple[tuple[int, ...], str, str]:
             f"{where}: got {type(tensor).__name__}, expected a torch.Tensor; "
             f"torch.as_tensor makes one"
         )
-    # Only a plain tensor is sure to be read without a word when it is copied.
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    if not plain or tensor.is_nested or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if not is_plain(tensor):
+        zeros = " of zeros without memory, whose clone() has some," * tensor._is_zerotensor()
         raise TypeError(
-            f"{where}: got {type(tensor).__name__} of layout {tensor.layout}, "
-            f"expected a plain dense torch.Tensor, outside of torch.func transforms"
+            f"{where}: got {type(tensor).__name__}{zeros} of layout {tensor.layout}, expected a "
+            f"plain dense torch.Tensor, outside of torch.func transforms and functionalization"
         )
     device = str(tensor.device)
     if torch.version.hip is not None:  # there, too, torch calls it cuda

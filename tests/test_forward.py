@@ -389,6 +389,43 @@ def test_a_model_that_writes_into_its_inputs():
     assert not out.buffer.root.any()
 
 
+@pytest.mark.parametrize("batch_size", [None, 10])
+@pytest.mark.parametrize(
+    ("entries", "changed"),
+    [
+        ({"c": ["y", "x"], "v": "v"}, 1),
+        ({"v": "v", "c": ["y", "x"]}, 0),
+        ({"c": ["y", "x"], "d": ["x", "y", "x"], "s": Value("scale")}, 2),
+        ({"s": "scale", "c": ["y", "x"]}, 0),
+    ],
+    ids=str,
+)
+def test_a_model_that_writes_beside_a_gathered_tensor(entries, changed, batch_size):
+    """With `copy=None` the views among its inputs are watched, and copies are its own."""
+    soa, out = filled(33)
+    before = soa.buffer.root.copy()
+    names = list(entries)
+
+    def writes(into):
+        def model(*given):
+            given[names.index(into)].fill_(7)
+            return given[names.index("c")][:, 0]
+
+        return model
+
+    pairs = (soa, Spec(entries)), (out, Spec(a="a"))
+    options = {"copy": None, "batch_size": batch_size}
+    for _ in range(2):
+        soaview_torch.forward(writes("c"), *pairs, **options)
+        assert (soa.buffer.root == before).all()
+        with pytest.raises(RuntimeError, match="changed its inputs in place"):
+            soaview_torch.forward(writes(names[changed]), *pairs, **options)
+        soa.buffer.root[:] = before
+    others = [(soa, Spec(x="x")), (filled(33)[0], Spec(entries))]
+    with pytest.raises(RuntimeError, match="changed its inputs in place"):
+        soaview_torch.forward(lambda x, *_: x.fill_(7), others, (out, Spec(a="a")), copy=None)
+
+
 def test_a_model_that_reuses_its_memory():
     """Results of a batch are safe from the next one."""
     soa, out = filled(30)

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import mmap
+import sys
 import threading
 import warnings
 import weakref
@@ -16,13 +17,14 @@ import pytest
 import torch
 from cases import filled, layout_of
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import soaview_torch
 from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
 from soaview._device import DeviceBuffer, Memory
-from soaview_torch import _move, empty, tensors, to, write
+from soaview_torch import _move, empty, forward, tensors, to, write
 from soaview_torch._memory import _waiting
 
 LAYOUT = Layout(
@@ -242,23 +244,25 @@ def test_torch_tensors_can_be_wrapped():
     assert (soa["x"] == expected["x"]).all()
     owner[0] = 1
     with pytest.raises(BufferError, match="not contiguous"):
-        LAYOUT.wrap(torch.zeros(9999)[::2], 3)
+        LAYOUT.wrap(torch.zeros(9999, dtype=torch.uint8)[::2], 3)
+    for other in (torch.zeros(9999), torch.zeros(9999, dtype=torch.bfloat16)):
+        with pytest.raises(TypeError, match=f"holds {str(other.dtype)[6:]}, but field"):
+            LAYOUT.wrap(other, 3)
     for odd in (
         torch.zeros(9999, requires_grad=True),
-        torch.zeros(9999, dtype=torch.bfloat16),
         torch.zeros(9999, dtype=torch.complex64).conj(),
         torch._neg_view(torch.zeros(9999)),
         torch.zeros(9999).to_sparse(),
     ):
-        with pytest.raises(BufferError, match="does not export its memory .*detached, as its uin"):
+        with pytest.raises(BufferError, match="has no memory to wrap .*detached"):
             LAYOUT.wrap(odd, 3)
     with FakeTensorMode(), warnings.catch_warnings(action="ignore"):
         fake = torch.zeros(9999)
-        with pytest.raises(BufferError, match="does not export its memory"):
+        with pytest.raises(BufferError, match="has no memory to wrap"):
             LAYOUT.wrap(fake, 3)
     with warnings.catch_warnings(action="ignore"):
         quantized = torch.quantize_per_tensor(torch.zeros(9999), 0.1, 0, torch.quint8)
-    with pytest.raises(BufferError, match="does not export its memory"):
+    with pytest.raises(BufferError, match="has no memory to wrap"):
         LAYOUT.wrap(quantized, 3)
     assert LAYOUT.wrap(torch.zeros(9999, dtype=torch.bfloat16).view(torch.uint8), 3)
     with pytest.raises(BufferError, match="Tensor has no memory to wrap .*meta"):
@@ -297,15 +301,16 @@ def test_a_wrapped_tensor_keeps_its_memory():
 @pytest.mark.parametrize("left", [0, 64])
 def test_storage_that_was_shrunk(left):
     """A tensor that reaches past its storage is neither wrapped nor written."""
+    x = Layout([Column("x", "float32")])
     for odd in (torch.zeros(1 << 20), torch.zeros(3, 1 << 20).T[:, 1]):
         odd.untyped_storage().resize_(left)
         with pytest.raises(BufferError, match="reaches to byte .* storage, which was resized to"):
-            LAYOUT.wrap(odd, 10)
+            x.wrap(odd, 10)
         soa = LAYOUT.allocate(1 << 20)
         with pytest.raises(BufferError, match="reaches to byte"):
             write(soa, Spec(x="x"), [odd])
         assert not soa["x"].any()
-    LAYOUT.wrap(torch.zeros(9999)[4:], 10)
+    x.wrap(torch.zeros(9999)[4:], 10)
     write(LAYOUT.allocate(10), Spec(x="x"), [torch.zeros(1).expand(10)])
     write(LAYOUT.allocate(0), Spec(xy=["x", "y"]), [torch.empty(2, 0).T])  # strides (1, 1)
 
@@ -359,9 +364,13 @@ def test_odd_tensors_are_not_half_written():
         torch.ones(10).to_sparse(),
         torch.nested.nested_tensor([torch.ones(10)], layout=torch.jagged),
         nested,
+        torch._to_functional_tensor(torch.ones(10)),
+        torch._efficientzerotensor(10),
     ):
         with pytest.raises(TypeError, match="tensor 'y': .*expected a plain dense"):
             write(soa, Spec(x="x", y="y"), [torch.ones(10), odd])
+        with pytest.raises(TypeError, match="tensor 'y': .*expected a plain dense"):
+            forward(lambda x, odd=odd: odd, (soa, Spec(x="x")), (soa, Spec(y="y")))
         assert not soa.buffer.root.any()
     with pytest.raises(TypeError, match="outside of torch.func transforms"):
         torch.func.vmap(lambda x: write(soa, Spec(x="x"), [x]))(torch.ones(10))
@@ -431,6 +440,97 @@ def test_threads():
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+@pytest.fixture
+def switching():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def at_once(*calls):
+    """What they give, each in a thread of its own, all begun together."""
+    barrier, given = threading.Barrier(len(calls)), [None] * len(calls)
+
+    def work(number, call):
+        barrier.wait()
+        try:
+            given[number] = call()
+        except Exception as error:
+            given[number] = error
+
+    threads = [threading.Thread(target=work, args=both) for both in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not [error for error in given if isinstance(error, Exception)]
+    return given
+
+
+def take_together(soa, *entries):
+    """The tensors of these entries, each taken in a thread of its own; writers beside them."""
+    ones = torch.ones(10)
+    calls = [lambda entry=entry: tensors(soa, Spec(t=entry))[0] for entry in entries]
+    writers = [
+        lambda: write(soa, SPECS["y"], [ones]),
+        lambda: write(soa[:10], Spec(k="k"), [torch.ones(10, dtype=torch.int64)]),
+        lambda: forward(lambda k: k * 1.0, (soa, Spec(k="k")), (soa, Spec(y="y"))),
+        lambda: forward(lambda x: x + 1, (soa, Spec(x="x")), (soa[:10], Spec(y="y"))),
+    ]
+    return at_once(*calls, *writers)[: len(calls)]
+
+
+SPECS = {"y": Spec(y="y")}
+
+
+def counted_together(soa, found):
+    """Whether a write by any way is a write of all of these tensors."""
+    for change in (
+        lambda: found[0].add_(1),
+        lambda: tensors(soa, Spec(x="x"))[0].add_(1),
+        lambda: write(soa, SPECS["y"], [torch.ones(10)]),
+        lambda: write(soa[:5], Spec(x="x"), [torch.ones(5)]),
+    ):
+        before = [tensor._version for tensor in found]
+        change()
+        after = [tensor._version for tensor in found]
+        if [b - a for a, b in zip(before, after, strict=True)] != [1] * len(found):
+            return False
+    return True
+
+
+def test_threads_share_one_count_of_writes(switching):
+    """Whoever takes tensors of a new SoA first, or writes, all tensors share a version counter."""
+    for _ in range(200):
+        soa = Layout([*LAYOUT.fields, Column("b", "int8")]).allocate(10)
+        found = take_together(soa, "x", "k", "b", ["x", "y"])
+        assert {storage(tensor) for tensor in found} == {soa.buffer.address}
+        assert counted_together(soa, found)
+
+
+def test_threads_share_memory_that_is_imported_anew(switching):
+    """When torch has moved its storage, all threads get the same new import."""
+    for _ in range(50):
+        soa = LAYOUT.allocate(10)
+        tensors(soa, Spec(x="x"))[0].share_memory_()
+        found = take_together(soa, "x", "k", "y", ["x", "y"])
+        assert {storage(tensor) for tensor in found} == {soa.buffer.address}
+        assert counted_together(soa, found)
+
+
+def test_threads_leave_a_graph_together(switching):
+    """When a graph was written into the memory, all threads leave it, and count on together."""
+    for _ in range(50):
+        soa = LAYOUT.allocate(10)
+        [x, k] = tensors(soa, Spec(x="x", k="k"))
+        x.copy_(torch.ones(10, requires_grad=True) * 2)
+        found = take_together(soa, "x", "k", "y", ["x", "y"])
+        assert not any(tensor.requires_grad for tensor in found)
+        assert counted_together(soa, [*found, k])
 
 
 # Memory of torch's, and other devices
@@ -528,7 +628,7 @@ def test_an_owner_inside_of_its_storage():
 def test_the_owner_of_a_pointer_is_not_its_memory():
     """An owner only keeps the memory, even where it is a tensor: the address counts."""
     arena = torch.arange(1024, dtype=torch.float32)
-    soa = LAYOUT.from_pointer(1 << 40, 5, owner=arena)
+    soa = LAYOUT.from_pointer(1 << 40, 5, device="cuda:0", owner=arena)
     for follow in (
         lambda: tensors(soa, SPEC),
         lambda: views(soa, Spec(x="x"))[0].__dlpack__(),
@@ -571,7 +671,7 @@ def test_a_slice_moves_its_own_rows():
 
 def test_devices_that_are_not_there():
     """Memory that this torch cannot reach is refused, with where it is."""
-    soa = LAYOUT.from_pointer(1 << 40, 10)
+    soa = LAYOUT.from_pointer(1 << 40, 10, device="cuda:0")
     for bad in (
         lambda: tensors(soa, SPEC),
         lambda: tensors(soa, SPEC, copy=True),
@@ -581,7 +681,7 @@ def test_devices_that_are_not_there():
         with pytest.raises(BufferError, match="torch does not take memory on cuda:0: .*CUDA"):
             bad()
     with pytest.raises(BufferError, match="read-only, and torch has no read-only"):
-        tensors(LAYOUT.from_pointer(1 << 40, 10, readonly=True), SPEC)
+        tensors(LAYOUT.from_pointer(1 << 40, 10, device="cuda:0", readonly=True), SPEC)
 
 
 def test_who_waits_for_whom(monkeypatch):
@@ -652,7 +752,8 @@ def test_every_call_waits():
 
 def test_public_names():
     """The public door is what it is."""
-    assert soaview_torch.__all__ == ["empty", "forward", "jagged", "tensors", "to", "write"]
+    names = ["empty", "forward", "jagged", "segments", "tensors", "to", "write"]
+    assert soaview_torch.__all__ == names
 
 
 def test_writes_follow_the_memory():
@@ -664,6 +765,79 @@ def test_writes_follow_the_memory():
     x.share_memory_()
     write(soa, spec, [torch.full((5,), 2.0)])
     assert soa["x"].tolist() == [2] * 5
+
+
+def test_memory_made_read_only_later():
+    """A flag that is set on the memory later is minded by what was prepared before."""
+    soa, k, y = LAYOUT.allocate(10), Spec(k="k"), Spec(y="y")
+    part = soa[3:5]
+    calls = [
+        lambda: tensors(soa, k),
+        lambda: tensors(soa, k, padded=True),
+        lambda: tensors(part, y),
+        lambda: write(soa, y, [torch.ones(10)]),
+        lambda: write(part, y, [torch.ones(2)]),
+        lambda: forward(lambda k: k * 2.0, (soa, k), (OUT, y)),
+        lambda: forward(lambda y: y * 2, (OUT, y), (soa, y)),
+        lambda: soaview_torch.jagged(soa, y, counts=[4, 6]),
+    ]
+    for writeable in (True, False, True, False):
+        soa.buffer.root.flags.writeable = writeable
+        before = soa.buffer.root.copy(), OUT.buffer.root.copy()
+        for call in calls:
+            for _ in range(2):
+                if writeable:
+                    call()
+                    continue
+                with pytest.raises(BufferError, match="read-only"):
+                    call()
+                with pytest.raises(BufferError, match="read-only"):
+                    tensors(soa, Spec(x="x"))
+        if not writeable:
+            assert (soa.buffer.root == before[0]).all()
+            assert (OUT.buffer.root == before[1]).all()
+            for copied in (None, True):
+                [tensor] = tensors(soa, y, copy=copied)
+                tensor.fill_(7)
+            forward(lambda y: y.fill_(7), (soa, y), (OUT, y), copy=None)
+            assert (soa.buffer.root == before[0]).all()
+
+
+OUT = Layout([Column("y", "float32")]).allocate(10)
+
+
+def test_memory_made_read_only_after_jax_has_read_it():
+    """It is copied without a word of torch's, whatever was kept for readers before."""
+    soa = LAYOUT.allocate(10)
+    assert soa.buffer.unguarded.flags.writeable
+    soa.buffer.root.flags.writeable = False
+    [x] = tensors(soa, Spec(x="x"), copy=None)
+    x.fill_(7)
+    assert not soa.buffer.root.any()
+    with pytest.raises(BufferError):
+        to(soa, "meta")  # where there is no memory
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's
+@pytest.mark.parametrize("made", ["alone", "with gradient", "parts"])
+def test_tangents_stay_in_their_call(made):
+    """A dual number's primal is written, and nothing of its tangent, in forward mode, too."""
+    soa, sent = LAYOUT.allocate(10), Spec(y="y")
+    [kept] = tensors(soa, sent)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(torch.full((10,), 3.0), torch.full((10,), 7.0))
+        if made == "alone":
+            write(soa, sent, [dual])
+        elif made == "with gradient":
+            write(soa, sent, [dual * torch.ones(10, requires_grad=True)])
+        else:
+            for options in ({}, {"batch_size": 5}):
+                model = lambda x: dual[: len(x)]  # noqa: E731
+                forward(model, (soa, Spec(x="x")), (soa, sent), **options)
+            write(soa, Spec(yx=["y", "x"]), [torch.stack([dual, dual], dim=1)])
+        for found in (kept, *tensors(soa, SPEC), *tensors(soa, sent), *tensors(soa[2:], sent)):
+            assert forward_ad.unpack_dual(found).tangent is None
+    assert soa["y"].tolist() == [3] * 10
 
 
 @pytest.mark.parametrize("again", ["write", "other tensors"])
