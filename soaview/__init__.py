@@ -23,3 +23,6 @@ __all__ = [
     "View",
     "views",
 ]
+
+for _public in __all__:  # pickles and messages name what people can import
+    globals()[_public].__module__ = __name__

@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import Column, Layout, Scalar, SoA, Spec, Value, views
+from ._json import MAX_BYTES
 from ._spec import no_such
-
-MAX_LAYOUT_BYTES = 1 << 20
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
 def read_layout(path: Path) -> Layout:
     """The layout in a JSON file."""
     with path.open("rb") as file:
-        text = file.read(MAX_LAYOUT_BYTES + 1)
+        text = file.read(MAX_BYTES + 1)
     try:
-        return Layout.from_json(text, max_bytes=MAX_LAYOUT_BYTES)
+        return Layout.from_json(text)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -105,7 +104,10 @@ def from_root(path: Path, tree: str, columns: list[str]) -> tuple[SoA, Spec]:
 
 
 def root_columns(path: Path, tree: str, columns: list[str]) -> tuple[SoA, Spec]:
-    """Branches of a ROOT tree, read straight into the columns of an SoA; lists are flattened."""
+    """Branches of a ROOT tree, read straight into the columns of an SoA; lists are flattened.
+
+    A branch of arrays of one fixed size becomes a vector or matrix column.
+    """
     try:
         uproot = importlib.import_module("uproot")
     except ImportError:
@@ -126,16 +128,21 @@ def root_columns(path: Path, tree: str, columns: list[str]) -> tuple[SoA, Spec]:
             raise ValueError(f"the columns differ in length: {counts}")
         dtypes = {n: values[n].dtype if n in values else in_place[n].to_dtype for n in columns}
         fields = [Column(name, dtype.newbyteorder("=")) for name, dtype in dtypes.items()]
-        fields.sort(key=lambda column: column.dtype)  # columns of one dtype become one tensor
+        # Columns of one dtype become one tensor; an array in each row is one of its own.
+        fields.sort(key=lambda column: (column.dtype, column.shape))
         soa = Layout(fields).allocate(counts[columns[0]])
-        for name in columns:
+        for field in fields:
+            name = field.name
             if name in values:
                 soa[name][:] = values[name]
+            elif field.shape:  # whose numbers follow each other in the file, and not in the column
+                soa[name][:] = branches[name].array(library="np")
             else:
                 branches[name].array(in_place[name].inplace(soa[name]), library="np")
-    tensors: dict[str, list[str]] = {}
-    for field in fields:
-        tensors.setdefault(field.dtype, []).append(field.name)
+    tensors: dict[str, str | list[str]] = {f.name: f.name for f in fields if f.shape}
+    for dtype in {field.dtype: None for field in fields if not field.shape}:
+        named = dtype if dtype not in tensors else f"{dtype} columns"
+        tensors[named] = [f.name for f in fields if f.dtype == dtype and not f.shape]
     return soa, Spec(tensors)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,8 +12,9 @@ from typing import Any, NoReturn
 from ._buffer import Buffer, aligned_zeros, check_held, check_rows
 from ._device import held
 from ._fields import check_name, freeze
+from ._json import MAX_BYTES, check_keys, parsed
 from ._layout import Layout
-from ._soa import SoA, rebuilt, sent
+from ._soa import SoA, restored, sent
 from ._spec import no_such
 from ._typed import Asked
 
@@ -110,6 +112,51 @@ class Blocks(Mapping[str, Layout]):
             for name, layout in self.items()
         ]
         return "\n\n".join(maps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A description that JSON can hold and `from_dict` turns back: each block's layout."""
+        return {"blocks": {name: layout.to_dict() for name, layout in self.items()}}
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> Blocks:
+        """The blocks that `to_dict` described.
+
+        Raises:
+            TypeError, ValueError: anything that is not exactly such a description.
+        """
+        blocks = check_keys("the description", description, {"blocks"}, set())["blocks"]
+        if not isinstance(blocks, Mapping):
+            raise TypeError(f"blocks must be a mapping from name to layout, got {blocks!r:.60}")
+        layouts = {}
+        for name, layout in blocks.items():
+            try:
+                layouts[name] = Layout.from_dict(layout)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"block {name!r:.60}: {error}") from None
+        return cls(layouts)
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON; the row counts go beside it.
+
+        >>> from soaview import Scalar
+        >>> blocks = Blocks({"a": Layout([Scalar("n", "int32")])})
+        >>> Blocks.from_json(blocks.to_json()) == blocks
+        True
+        """
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Blocks:
+        """The blocks that `to_json` wrote; made for files that one does not trust.
+
+        Args:
+            text: JSON; bytes are UTF-8.
+            max_bytes: as `Layout.from_json` takes it.
+
+        Raises:
+            TypeError, ValueError: as `Layout.from_json`.
+        """
+        return cls.from_dict(parsed(text, max_bytes))
 
     def allocate(self, rows: Mapping[str, int]) -> SoABlocks:
         """Zeroed SoAs in one buffer, aligned in memory.
@@ -276,7 +323,15 @@ class SoABlocks(Mapping[str, SoA]):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """As layout, rows and the memory's bytes, which protocol 5 may send out of band."""
         soas = copy.deepcopy(self) if self._buffer is None else self
-        return rebuilt, (self.layout, dict(self.rows), sent(soas.buffer.root, protocol))
+        return sent(SoABlocks, self.layout, dict(self.rows), soas.buffer.root, protocol)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        found = restored(state)
+        self.__init__(found.layout, found.rows, found.buffer)  # type: ignore[misc]
+
+    def describe(self) -> str:
+        """The memory maps of the blocks, as `Blocks.describe` gives them."""
+        return self.layout.describe(self.rows)
 
     def __repr__(self) -> str:
         return f"SoABlocks({', '.join(f'{name}: {soa!r}' for name, soa in self.items())})"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from ._buffer import INT64_MAX, ITEMSIZE, exact_int
 
@@ -31,25 +30,49 @@ def check_name(kind: str, name: object) -> None:
         raise ValueError(f"a {kind}'s name must be Unicode text, got {name!r:.60}") from error
 
 
-def _check_dtype(name: str, dtype: object) -> str:
-    """The dtype's canonical name, from a name or anything `numpy.dtype` takes."""
+def shown(name: str) -> str:
+    """A field's name for a person: in one line, and not too long for it."""
+    text = name if name.isprintable() else repr(name)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_ELSEWHERE = {"float": "float32", "double": "float64", "halffloat": "float16", "boolean": "bool"}
+"""What other libraries call a dtype, in small letters: Arrow its floats, others bool."""
+
+
+def _check_dtype(name: str, dtype: Any) -> tuple[str, tuple[int, ...]]:
+    """The dtype's canonical name, and its own shape, from a name or any library's dtype."""
     if isinstance(dtype, str) and dtype in ITEMSIZE:
-        return dtype
-    if dtype is not None:
-        try:
-            known = np.dtype(dtype)  # type: ignore[call-overload]  # the TypeError is the check
-        except (TypeError, ValueError, SyntaxError, RecursionError):
-            pass
-        else:
-            if not known.isnative:
-                raise ValueError(
-                    f"field {name!r:.80}: dtype {dtype!r:.60} is not in native byte order"
-                )
-            if known.name in ITEMSIZE and known.fields is None:
-                return str(known.name)
+        return dtype, ()
+    known, shape = _numpys(dtype)
+    if known is not None:
+        if not known.isnative:
+            raise ValueError(
+                f"field {name!r:.80}: dtype {dtype!r:.60} is not in native byte order; declare "
+                f"{known.name}"
+            )
+        if known.name in ITEMSIZE and known.fields is None:
+            return str(known.name), shape
+    if not isinstance(dtype, (str, type(None))):
+        # By its name, such as torch.float32, Float32 and float[pyarrow].
+        theirs = str(dtype).removeprefix("torch.").removesuffix("[pyarrow]").lower()
+        theirs = _ELSEWHERE.get(theirs, theirs)
+        if theirs in ITEMSIZE:
+            return theirs, ()
     raise ValueError(
         f"field {name!r:.80}: unknown dtype {dtype!r:.60}; known are {', '.join(ITEMSIZE)}"
     )
+
+
+def _numpys(dtype: Any) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
+    """What NumPy makes of it, without a shape of its own, and that shape."""
+    if dtype is None:  # which would be float64
+        return None, ()
+    try:
+        known: np.dtype[Any] = np.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError, RecursionError):
+        return None, ()
+    return (known, ()) if known.subdtype is None else known.subdtype
 
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
@@ -58,7 +81,8 @@ class Column:
 
     Args:
         name: the field's name.
-        dtype: a name such as `"float32"`, or anything `numpy.dtype` takes.
+        dtype: a name such as `"float32"`, anything `numpy.dtype` takes, or a dtype of torch, JAX,
+            polars, Arrow or pandas. One with a shape of its own gives the shape.
         shape: of one row's element: `()`, `(d,)` or `(r, c)`.
         order: which components of a matrix follow each other in memory: `"F"` column by column
             (Eigen's default, and the CMS experiment's), `"C"` row by row.
@@ -77,15 +101,15 @@ class Column:
 
     per_row: ClassVar[bool] = True
 
-    def __init__(
-        self, name: str, dtype: DTypeLike, shape: Sequence[int] = (), order: str = "F"
-    ) -> None:
+    def __init__(self, name: str, dtype: Any, shape: Sequence[int] = (), order: str = "F") -> None:
         check_name("column", name)
-        freeze(self, name=name, dtype=_check_dtype(name, dtype))
+        dtype, own = _check_dtype(name, dtype)
+        freeze(self, name=name, dtype=dtype)
         if not isinstance(shape, (tuple, list)):
             raise TypeError(
                 f"field {name!r:.80}: shape must be a tuple or list such as (3,), got {shape!r:.60}"
             )
+        shape = shape or own
         if len(shape) <= 2:
             shape = tuple(exact_int(n, f"field {name!r:.80}: shape entry") for n in shape)
         if len(shape) > 2 or any(not 1 <= n <= INT64_MAX for n in shape):
@@ -95,6 +119,10 @@ class Column:
             )
         if not isinstance(order, str) or order not in ("F", "C"):
             raise ValueError(f"field {name!r:.80}: order must be 'F' or 'C', got {order!r:.60}")
+        if own and shape not in ((), own):
+            raise ValueError(
+                f"field {name!r:.80}: the dtype has shape {own}, and the field {shape}; pass one"
+            )
         freeze(self, shape=shape, order=order)
 
     @property
@@ -129,9 +157,12 @@ class Scalar:
     order: ClassVar[str] = "F"
     components: ClassVar[int] = 1
 
-    def __init__(self, name: str, dtype: DTypeLike) -> None:
+    def __init__(self, name: str, dtype: Any) -> None:
         check_name("scalar", name)
-        freeze(self, name=name, dtype=_check_dtype(name, dtype))
+        dtype, own = _check_dtype(name, dtype)
+        if own:
+            raise ValueError(f"field {name!r:.80}: a scalar has no shape, its dtype has {own}")
+        freeze(self, name=name, dtype=dtype)
 
     @property
     def itemsize(self) -> int:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ._buffer import ITEMSIZE, exact_int
 from ._fields import Column, Scalar
+
+MAX_BYTES = 1 << 24
+"""Of JSON that is read unless the caller says otherwise: 65 536 fields of 256 bytes each."""
+
+_SHORT = 1 << 17
+"""Characters that cost little, whatever they are."""
 
 _DIGITS = 20
 """More than those of any number that a layout can have."""
@@ -19,6 +26,15 @@ def described(field: Column | Scalar) -> dict[str, Any]:
     if isinstance(field, Scalar):
         return {"kind": "scalar", **known}
     return {"kind": "column", **known, "shape": list(field.shape), "order": field.order}
+
+
+def parts_of(description: Any) -> tuple[list[Column | Scalar], Any]:
+    """The fields that a layout's description names, and its alignment, which is not checked."""
+    top = check_keys("the layout", description, {"fields"}, {"alignment"})
+    if not isinstance(top["fields"], (list, tuple)):
+        raise TypeError(f"the layout's fields must be a list, got {top['fields']!r:.60}")
+    fields = [field_of(number, field) for number, field in enumerate(top["fields"])]
+    return fields, top.get("alignment", 128)
 
 
 def field_of(number: int, description: Any) -> Column | Scalar:
@@ -66,6 +82,7 @@ def parsed(text: str | bytes, max_bytes: int) -> Any:
     try:
         if not isinstance(text, str):
             text = text.decode()
+        _check_structure(text)
         return json.loads(
             text, object_pairs_hook=_once, parse_int=_integer, parse_constant=_no_number
         )
@@ -73,6 +90,18 @@ def parsed(text: str | bytes, max_bytes: int) -> Any:
         raise ValueError("not a layout's JSON: nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"not a layout's JSON: {error}") from None
+
+
+def _check_structure(text: str) -> None:
+    """Raise for a long text that would take far more memory than a layout's: lists of lists.
+
+    A field takes 40 characters at the least, with two brackets and six commas at the most.
+    """
+    if len(text) <= _SHORT:
+        return
+    bare = re.sub(r'"(?:[^"\\]|\\.)*+"', "", text)
+    if bare.count("[") + bare.count("{") > len(text) // 15 or bare.count(",") > len(text) // 10:
+        raise ValueError("it has more brackets and commas than its fields could need")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,21 @@ import numpy as np
 
 from ._buffer import BYTE, INT64_MAX, Buffer, aligned_zeros, check_held, check_rows, exact_int
 from ._device import held, located, pointed
-from ._fields import Column, Scalar, freeze
-from ._json import check_keys, described, field_of, parsed
-from ._soa import SoA, pack
-from ._spec import no_such
+from ._fields import Column, Scalar, freeze, shown
+from ._json import MAX_BYTES, described, parsed, parts_of
+from ._offsets import check_offsets
+from ._soa import SoA
+from ._spec import listed, no_such
 from ._typed import Asked
 
 MAX_FIELDS = 65_536
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
-class Layout:
+class Layout(Mapping[str, Column | Scalar]):
     """An immutable list of fields; with a row count, every offset follows from it.
+
+    It is a mapping from name to field.
 
     Fields follow each other in declaration order and each component starts on an aligned byte: a
     column takes `components * ceil(rows * itemsize / alignment) * alignment` bytes, a scalar
@@ -42,6 +45,8 @@ class Layout:
     1792
     >>> layout.offset("cov", rows=33), layout.pitch("cov", rows=33)
     (256, 384)
+    >>> list(layout), layout["cov"].shape
+    (['pt', 'cov'], (2, 2))
     """
 
     fields: tuple[Column | Scalar, ...]
@@ -53,6 +58,7 @@ class Layout:
     _total: Callable[[int], int]
     _by_name: dict[str, Column | Scalar]
     _hash: int
+    plans: dict[Any, Any]  # what other modules have worked out for this layout
 
     def __init__(self, fields: Iterable[Column | Scalar], *, alignment: int = 128) -> None:
         fields = _check_fields(fields)
@@ -75,6 +81,7 @@ class Layout:
             _total=eval(f"lambda rows: {alignment} * ({total})"),
             _by_name={f.name: f for f in fields},
             _hash=hash((fields, alignment)),
+            plans={},
         )
 
     def __eq__(self, other: object) -> bool:
@@ -85,14 +92,18 @@ class Layout:
     def __hash__(self) -> int:
         return self._hash
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Layout.from_dict, (self.to_dict(),)
+    def __getstate__(self) -> dict[str, Any]:
+        return self.to_dict()
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        fields, alignment = parts_of(state)
+        self.__init__(fields, alignment=alignment)  # type: ignore[misc]  # checks all of it
 
     def __repr__(self) -> str:
         alignment = f", alignment={self.alignment}" if self.alignment != 128 else ""
-        return f"Layout([{', '.join(map(repr, self.fields))}]{alignment})"
+        return f"Layout([{listed(map(repr, self.fields))}]{alignment})"
 
-    def field(self, name: object) -> Column | Scalar:
+    def __getitem__(self, name: str) -> Column | Scalar:
         """The field of that name.
 
         Raises:
@@ -102,6 +113,15 @@ class Layout:
         if found is None:
             raise KeyError(no_such("column", name, self._by_name))
         return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
 
     def nbytes(self, rows: int) -> int:
         """Bytes of the whole buffer at `rows` rows."""
@@ -113,15 +133,17 @@ class Layout:
         Raises:
             KeyError: no such field.
         """
-        self.field(name)
-        rows = check_rows(rows)
-        blocks = (1, *(-(-rows * size // self.alignment) for size in self.sizes))
-        form = self.starts[name]
-        return self.alignment * sum(n * block for n, block in zip(form, blocks, strict=True))
+        self[name]
+        return self.offset_with(self.alignment, name, check_rows(rows))
+
+    def offset_with(self, alignment: int, name: str, rows: int) -> int:
+        """What `offset` would be with another alignment, of arguments that are sound."""
+        blocks = (1, *(-(-rows * size // alignment) for size in self.sizes))
+        return alignment * sum(n * b for n, b in zip(self.starts[name], blocks, strict=True))
 
     def pitch(self, name: str, rows: int) -> int:
         """Bytes from one component of column `name` to its next; of a scalar, its padded size."""
-        found = self.field(name)
+        found = self[name]
         count = check_rows(rows) if found.per_row else 1
         return -(-count * found.itemsize // self.alignment) * self.alignment
 
@@ -139,7 +161,7 @@ class Layout:
     def describe(self, rows: int) -> str:
         """The memory map at `rows` rows, as a table; offset, pitch, bytes and padding in bytes.
 
-        A matrix's shape is followed by its order.
+        A matrix's shape is followed by its order; of a long name there is the beginning.
 
         >>> layout = Layout([Column("pt", "float32"), Scalar("n", "int32")])
         >>> print(layout.describe(rows=33))
@@ -158,8 +180,7 @@ class Layout:
             if len(f.shape) == 2:
                 shape += f" {f.order}"
             numbers = (self.offset(f.name, rows), pitch, total, total - used)
-            name = f.name if f.name.isprintable() else repr(f.name)
-            table.append([name, f.dtype, shape, *map(str, numbers)])
+            table.append([shown(f.name), f.dtype, shape, *map(str, numbers)])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [f"{rows} rows, {self.nbytes(rows)} bytes, alignment {self.alignment}"]
         for row in table:
@@ -169,6 +190,31 @@ class Layout:
             ]
             lines.append("  ".join(cells))
         return "\n".join(lines)
+
+    def check(self, offsets: Mapping[str, int], rows: int) -> None:
+        """Raise unless a producer's own offsets are this layout's, at that row count.
+
+        What writes the memory knows them: C's `offsetof`, pointers less the buffer's address, a
+        JSON that C++ wrote. Sizes that agree prove nothing, for they may do so by chance.
+
+        Args:
+            offsets: by field, the byte at which it starts; not every field need be there.
+            rows: how many rows the memory was laid out for.
+
+        Raises:
+            ValueError: naming every field that lies elsewhere, by how many bytes, and what would
+                explain it, where something does: another alignment, another row count, a field
+                too many or too few.
+            TypeError: offsets that are no mapping, or no integers.
+
+        >>> layout = Layout([Column("pt", "float32"), Column("score", "float32")])
+        >>> layout.check({"pt": 0, "score": 4096}, rows=1000)
+        >>> layout.check({"pt": 0, "score": 4096}, rows=900)
+        Traceback (most recent call last):
+        ValueError: at 900 rows 1 of 2 fields lies elsewhere: 'score' at byte 4096, here at 3712 \
+        (384 more); this would be so at 993 to 1024 rows
+        """
+        check_offsets(self, offsets, check_rows(rows))
 
     def to_dict(self) -> dict[str, Any]:
         """A description that JSON can hold and `from_dict` turns back.
@@ -185,11 +231,8 @@ class Layout:
         Raises:
             TypeError, ValueError: anything that is not exactly such a description.
         """
-        top = check_keys("the layout", description, {"fields"}, {"alignment"})
-        if not isinstance(top["fields"], (list, tuple)):
-            raise TypeError(f"the layout's fields must be a list, got {top['fields']!r:.60}")
-        fields = [field_of(number, f) for number, f in enumerate(top["fields"])]
-        return cls(fields, alignment=top.get("alignment", 128))
+        fields, alignment = parts_of(description)
+        return cls(fields, alignment=alignment)
 
     def to_json(self) -> str:
         """`to_dict` as JSON: what goes beside the memory into a file.
@@ -200,15 +243,15 @@ class Layout:
         return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, text: str | bytes, *, max_bytes: int = 1 << 17) -> Layout:
+    def from_json(cls, text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Layout:
         """The layout that `to_json` wrote; made for files that one does not trust.
 
         It holds no offsets, for these follow from the fields, and nothing is allocated for it.
 
         Args:
             text: JSON; bytes are UTF-8.
-            max_bytes: of the text (of a string, characters): the default is two thousand fields,
-                and no text of that size takes more than 10 MB of memory to refuse.
+            max_bytes: of the text (of a string, characters). The default holds the largest layout;
+                what a text costs in time and memory, refused or not, grows with its size.
 
         Raises:
             ValueError: longer than `max_bytes`; no JSON; a key that stands twice or is unknown or
@@ -333,17 +376,20 @@ class Layout:
         """A new SoA, filled from one array per field: shape `(rows, *shape)`, a scalar's `()`.
 
         Arrays must have the field's dtype, for nothing is converted in silence; Python numbers
-        and lists take it where their kind allows.
+        and lists take it where their kind allows. One number is taken for all rows of a column of
+        numbers. Arrays of Arrow, polars and pandas are taken if they have no nulls.
 
         Raises:
             KeyError: a field is missing or unknown.
-            TypeError, ValueError: a wrong dtype, shape or row count.
+            TypeError, ValueError: a wrong dtype, shape or row count; nulls, by their number.
 
         >>> layout = Layout([Column("pt", "float32"), Scalar("n", "int32")])
         >>> soa = layout.pack({"pt": [1.0, 2.0], "n": 7})
         >>> soa["pt"], soa["n"]
         (array([1., 2.], dtype=float32), array([7, 7], dtype=int32))
         """
+        from ._pack import pack
+
         return pack(self, arrays, rows)
 
 

@@ -48,7 +48,10 @@ def runs(layout: Layout, rows: int) -> tuple[Run, ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=256)
 def run_numbers(layout: Layout) -> dict[str, int]:
     """In which run each field is."""
-    return {name: i for i, run in enumerate(runs(layout, 0)) for name in run.names}
+    found: dict[str, int] | None = layout.plans.get("runs")
+    if found is None:
+        found = {name: i for i, run in enumerate(runs(layout, 0)) for name in run.names}
+        layout.plans["runs"] = found
+    return found

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+import copyreg
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
-from ._buffer import ITEMSIZE, Buffer, check_rows, exact_int, numpy_dtype, too_small
+from ._buffer import ITEMSIZE, Buffer, Geometry, exact_int, too_small
+from ._fields import shown
 from ._runs import runs
-from ._spec import Entry, Spec, Value, columns_of
-from ._views import Scattered, View, views, views_or_columns
+from ._spec import Entry, Spec, Value, checked_entry, columns_of, listed
+from ._views import Scattered, View, compile_entry, views_or_columns, why_not
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ._fields import Column, Scalar
     from ._layout import Layout
 
 
@@ -25,12 +25,16 @@ class SoA:
     """Rows of a layout in a buffer, made by `Layout.allocate`, `Layout.wrap` or `Layout.pack`.
 
     `soa["pt"]` is a NumPy view, shaped as a spec entry is: a list of names adds the column axis,
-    `Value(name)` gives a scalar as it is. `soa[a:b]` is an SoA over those rows of the same memory,
-    `len(soa)` the row count; iteration and `in` are over field names. `soa.buffer.root` is the
-    whole memory as a NumPy array of bytes.
+    `Value(name)` gives a scalar as it is. `soa["pt"] = array` writes what `pack` would take: exact
+    in dtype and shape. Through the view NumPy's own rules hold: `soa["pt"][:] = array` converts,
+    and may narrow. `soa[a:b]` is an SoA over those rows of the same memory, `len(soa)` the row
+    count; else it is a mapping of columns: `keys`, `items`, `values`, `in`, `dict(soa)`.
+    `soa.buffer.root` is the whole memory as a NumPy array of bytes.
 
     `pickle` and `copy.deepcopy` copy the memory, of a slice its rows alone; `copy.copy` does not.
-    Pickle protocol 5 hands it over out of band, as one buffer.
+    Pickle protocol 5 hands it over as one buffer; what comes out of band is taken as it is, without
+    a copy. What such a pickle holds itself is aligned for the layout's items, not for XLA, and
+    read-only if the SoA was.
 
     >>> from soaview import Column, Layout, Scalar, Value
     >>> soa = Layout([Column("pt", "float32"), Scalar("n", "int32")]).allocate(4)
@@ -94,13 +98,7 @@ class SoA:
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
             return self._slice(key)
-        if not isinstance(key, (str, list, tuple, Value)):
-            raise TypeError(
-                f"an SoA takes a field's name, a list of names, Value(name) or a slice of rows, "
-                f"got {type(key).__name__}; row i is soa[i:i+1], and chosen rows are a column's: "
-                f"soa[name][rows]"
-            )
-        return views(self, Spec({"soa[...]": key}))[0].numpy()
+        return View(*_numbers(self, _entry_of(key)), self.buffer).numpy()
 
     def _slice(self, key: slice) -> SoA:
         if key.step not in (None, 1):
@@ -113,21 +111,50 @@ class SoA:
         start = self.start + first
         return SoA(self.layout, self.buffer, self.capacity, start, count)
 
-    def batches(self, size: int) -> Iterator[SoA]:
+    def keys(self) -> KeysView[str]:
+        """The fields' names."""
+        return self.layout.keys()
+
+    def items(self) -> ItemsView[str, NDArray[Any]]:
+        """The fields' names and their NumPy views."""
+        return {name: self[name] for name in self}.items()
+
+    def values(self) -> ValuesView[NDArray[Any]]:
+        """The fields' NumPy views."""
+        return {name: self[name] for name in self}.values()
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
+    def batches(self, size: int, *, drop_last: bool = False) -> Batches:
         """Slices of `size` rows one after another, the last one short; views, not copies.
 
+        They are a collection: it has a length, and is iterated again and again.
+
+        Args:
+            size: rows of each.
+            drop_last: leave out a last one that is short.
+
         Raises:
-            TypeError, ValueError: a size that is no positive integer.
+            TypeError, ValueError: a size that is no positive integer; another `drop_last`.
 
         >>> from soaview import Column, Layout
         >>> soa = Layout([Column("pt", "float32")]).allocate(10)
         >>> [len(batch) for batch in soa.batches(4)]
         [4, 4, 2]
+        >>> len(soa.batches(4, drop_last=True))
+        2
         """
         size = exact_int(size, "the batch size")
         if size < 1:
             raise ValueError(f"the batch size must be positive, got {size}")
-        return (self[first : first + size] for first in range(0, self.rows, size))
+        if drop_last is not True and drop_last is not False:
+            raise TypeError(f"drop_last must be True or False, got {drop_last!r:.60}")
+        return Batches(self, size, drop_last)
+
+    def describe(self) -> str:
+        """The memory map, as `Layout.describe` gives it, below what `repr` says."""
+        return f"{self!r}\n{self.layout.describe(self.capacity)}"
 
     def check_bools(self) -> None:
         """Raise unless every bool is stored as 0 or 1, which torch and JAX take for granted.
@@ -156,8 +183,12 @@ class SoA:
                     f"{found[first]}; declare it uint8"
                 )
 
-    def __setitem__(self, key: object, value: object) -> NoReturn:
-        raise TypeError(f"write through the view: soa[{key!r:.60}][...] = values")
+    def __setitem__(self, key: Any, value: Any) -> None:
+        from ._pack import assign
+
+        if isinstance(key, slice):
+            raise TypeError("an SoA's rows are written column by column: soa[a:b][name] = values")
+        assign(self, _entry_of(key), value)
 
     def __array__(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError("an SoA is not one array: take soa[name], or its bytes, soa.buffer.root")
@@ -174,7 +205,12 @@ class SoA:
         """As layout, rows and the memory's bytes, which protocol 5 may send out of band."""
         whole = self.rows == self.capacity and not self.buffer.piecewise
         memory = (self if whole else self._own()).buffer.root
-        return rebuilt, (self.layout, self.rows, sent(memory, protocol))
+        return sent(SoA, self.layout, self.rows, memory, protocol)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        found = restored(state)
+        for name in ("layout", "buffer", "capacity", "start", "rows", "ready"):
+            setattr(self, name, getattr(found, name))
 
     def _own(self) -> SoA:
         soa = self.layout.allocate(self.rows)
@@ -191,9 +227,67 @@ class SoA:
         if self.rows != self.capacity:
             rows += f" ({self.start}:{self.start + self.rows} of {self.capacity})"
         readonly = ", read-only" if self.readonly else ""
-        return (
-            f"SoA({rows}, {self.buffer.nbytes} bytes on {self.device}{readonly}: {', '.join(self)})"
+        fields = listed(
+            [
+                f"{shown(f.name)} {f.dtype}{f' {f.shape}' if f.shape else ''}"
+                for f in self.layout.fields
+            ]
         )
+        return f"SoA({rows}, {self.buffer.nbytes} bytes on {self.device}{readonly}: {fields})"
+
+
+class Batches(Sequence[SoA]):
+    """An SoA's rows in slices, one after another; `SoA.batches` makes them."""
+
+    __slots__ = ("_firsts", "_size", "_soa")
+
+    def __init__(self, soa: SoA, size: int, drop_last: bool) -> None:
+        self._soa = soa
+        self._size = size
+        self._firsts = range(0, soa.rows // size * size if drop_last else soa.rows, size)
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    @overload
+    def __getitem__(self, index: int) -> SoA: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SoA]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self._soa[first : first + self._size] for first in self._firsts[index]]
+        try:
+            first = self._firsts[index]
+        except IndexError:
+            raise IndexError(f"there are {len(self)} batches, got index {index}") from None
+        return self._soa[first : first + self._size]
+
+    def __repr__(self) -> str:
+        return f"Batches({len(self)} of {self._size} rows: {self._soa!r})"
+
+
+def _entry_of(key: Any) -> Entry:
+    """What an SoA is indexed with, as a spec has it."""
+    if not isinstance(key, (str, list, tuple, Value)):
+        raise TypeError(
+            f"an SoA takes a field's name, a list of names, Value(name) or a slice of rows, "
+            f"got {type(key).__name__}; row i is soa[i:i+1], and chosen rows are a column's: "
+            f"soa[name][rows]"
+        )
+    return checked_entry("", key)
+
+
+def _numbers(soa: SoA, entry: Entry) -> Geometry:
+    """Of the view that the entry makes of an SoA's memory."""
+    plan = compile_entry(soa.layout, entry, soa.buffer.piecewise)
+    if plan.scattered:
+        names = plan.scattered[0][1].columns
+        raise BufferError(
+            f"{listed(names)} make no single array: {why_not(soa, names)}; take them one by one, "
+            f"soa[name], and np.stack them, which copies"
+        )
+    [found] = plan.geometry(soa.capacity, soa.start, soa.rows)
+    return found
 
 
 def copy_rows(soa: SoA, source: Any, target: Any) -> None:
@@ -205,106 +299,43 @@ def copy_rows(soa: SoA, source: Any, target: Any) -> None:
     for run, own in both:
         size, (components, width) = ITEMSIZE[run.dtype], run.shape
         first, last = soa.start * size, (soa.start + soa.rows) * size
-        if not soa.layout.field(run.names[0]).per_row:
+        if not soa.layout[run.names[0]].per_row:
             first, last = 0, width * size
         to = target[own.offset :][: components * own.shape[1] * size].reshape(components, -1)
         of = source[run.offset :][: components * width * size].reshape(components, -1)
         to[:, : last - first] = of[:, first:last]
 
 
-def sent(memory: NDArray[np.uint8], protocol: int) -> PickleBuffer | bytes:
-    """Memory as a pickle takes it."""
-    return PickleBuffer(memory.data) if protocol >= 5 else memory.tobytes()
+def sent(
+    kind: type, layout: Any, rows: Any, memory: NDArray[np.uint8], protocol: int
+) -> tuple[Any, ...]:
+    """What a pickle holds of an SoA or blocks: names that are public, and plain state.
 
-
-def rebuilt(layout: Any, rows: Any, memory: Any) -> Any:
-    """What was pickled as a layout (or blocks), rows and memory, once more.
-
-    It lies over memory of its own, or over what came out of band. Bytes and bytearrays, which the
-    pickle itself holds, and memory that came to lie misaligned, are copied.
+    Protocol 5 hands the memory over, for the pickle to hold or to send out of band.
     """
-    if not isinstance(memory, (bytes, bytearray)):
+    held = {"memory": PickleBuffer(memory.data)} if protocol >= 5 else {"bytes": memory.tobytes()}
+    new = copyreg.__newobj__  # type: ignore[attr-defined]  # as `object.__reduce_ex__` gives it
+    return new, (kind,), {"layout": layout, "rows": rows, **held}
+
+
+def restored(state: Mapping[str, Any]) -> Any:
+    """What was pickled, over the memory that came with it, of whatever kind.
+
+    Bytes of a protocol that has but them, and memory that came to lie misaligned, are copied.
+    """
+    layout, rows = state["layout"], state["rows"]
+    memory = state.get("memory")
+    if memory is not None:
         try:
             return layout.wrap(memory, rows)
         except BufferError:
             pass
     soa = layout.allocate(rows)
-    root, given = soa.buffer.root, np.frombuffer(memory, np.uint8)
+    root, given = soa.buffer.root, np.frombuffer(state.get("bytes", memory), np.uint8)
     if given.size < root.size:
         raise too_small(given.size, root.size)
     root[...] = given[: root.size]
     return soa
-
-
-def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:
-    """`Layout.pack`: check every array, then allocate and fill."""
-    if not isinstance(arrays, Mapping):
-        raise TypeError(f"arrays must be a mapping from field name to array, got {arrays!r:.60}")
-    for name in arrays:
-        layout.field(name)
-    if missing := [field.name for field in layout.fields if field.name not in arrays]:
-        raise KeyError(f"no array for {', '.join(map(repr, missing))}")
-    values = {field.name: _as_array(field, arrays[field.name]) for field in layout.fields}
-    counts = {
-        field.name: len(values[field.name])
-        for field in layout.fields
-        if field.per_row and values[field.name].ndim
-    }
-    if rows is None:
-        if not counts:
-            raise ValueError("a layout of scalars alone says nothing about rows; pass rows=")
-        rows = next(iter(counts.values()))
-    rows = check_rows(rows)
-    for field in layout.fields:
-        got, expected = values[field.name].shape, (rows, *field.shape) if field.per_row else ()
-        if got != expected:
-            raise ValueError(_wrong_shape(f"field {field.name!r}", got, expected))
-    soa = layout.allocate(rows)
-    for name, value in values.items():
-        target = soa[name] if layout.field(name).per_row else soa[Value(name)]
-        target[...] = value
-    return soa
-
-
-def _as_array(field: Column | Scalar, value: Any) -> NDArray[Any]:
-    """`value` as an array of the field's dtype; only Python's own numbers are converted."""
-    dtype = numpy_dtype(field.dtype)
-    try:
-        types = _types(value)
-        if any(issubclass(kind, np.ma.MaskedArray) for kind in types):
-            raise TypeError("a masked array's mask would be lost; pass .data")
-        if plain := types <= {bool, int, float, complex}:
-            # NumPy's promotion of Python's numbers, where bfloat16 counts as the float it is.
-            weak = np.dtype("float16") if field.dtype == "bfloat16" else dtype
-            got = np.result_type(weak, *(kind() for kind in types))
-            fits = got == weak
-        else:
-            got = np.asarray(value).dtype.newbyteorder("=")
-            fits = got == dtype
-        if not fits:
-            raise TypeError(
-                f"got dtype {got}, expected {field.dtype}; nothing is converted in silence: "
-                f"pass .astype({field.dtype!r})"
-            )
-        with np.errstate(over="ignore"):
-            found = np.asarray(value, dtype)
-        if plain and _infinities(found) > _infinities(np.asarray(value, complex)):
-            raise OverflowError(f"a number is beyond what {field.dtype} holds")
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"field {field.name!r}: {error}") from None
-    return found
-
-
-def _infinities(array: NDArray[Any]) -> int:
-    return int(np.isinf(array.real).sum() + np.isinf(array.imag).sum())
-
-
-def _types(value: Any) -> set[type]:
-    """Of the items of a nested list, or of the value itself."""
-    if type(value) not in (list, tuple):
-        return {type(value)}
-    return set().union(*map(_types, value))
 
 
 def check_copy(copy: object) -> None:
@@ -364,12 +395,13 @@ def check_given(
                     f"tensor {name!r}: got {shape[0]} padded rows, expected {soa.rows}; "
                     f"write the valid ones, [:soa.rows]"
                 )
-            raise ValueError(_wrong_shape(f"tensor {name!r}", shape, view.shape))
+            raise ValueError(wrong_shape(f"tensor {name!r}", shape, view.shape))
 
 
-@lru_cache(maxsize=256)
 def check_columns(layout: Layout, spec: Spec) -> None:
     """Raise where the spec's tensors cannot all be written."""
+    if ("written", spec) in layout.plans:
+        return
     written: dict[str, str] = {}
     for name, entry in spec.items():
         for column in columns_of(entry):
@@ -379,14 +411,16 @@ def check_columns(layout: Layout, spec: Spec) -> None:
                     f"{written[column]!r}); name every column once"
                 )
             written[column] = name
-            if not isinstance(entry, Value) and not layout.field(column).per_row:
+            if not isinstance(entry, Value) and not layout[column].per_row:
                 raise ValueError(
                     f"tensor {name!r}: scalar {column!r} has one value, not one per row; "
                     f"write Value({column!r})"
                 )
+    layout.plans["written", spec] = True
 
 
-def _wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+def wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What another shape than expected is refused with."""
     hint = ""
     if len(got) == 2 and got[::-1] == expected:
         hint = "; rows come first: pass its transpose"

@@ -56,7 +56,13 @@ class Spec(Mapping[str, Entry]):
             raise TypeError(f"a spec is made from a mapping or keywords, got {entries!r}")
         if twice := entries.keys() & named.keys():
             raise ValueError(f"tensors given twice: {', '.join(map(repr, sorted(twice)))}")
-        self._entries = {name: _entry(name, e) for name, e in {**entries, **named}.items()}
+        self._entries = {}
+        for name, entry in {**entries, **named}.items():
+            if not isinstance(name, str):
+                raise TypeError(f"a tensor's name must be a string, got {name!r:.60}")
+            if not name:
+                raise ValueError("a tensor's name must not be empty")
+            self._entries[name] = checked_entry(name, entry)
         self._hash = hash(tuple(self._entries.items()))
 
     def __getitem__(self, name: str) -> Entry:
@@ -111,20 +117,17 @@ class Spec(Mapping[str, Entry]):
         return subset
 
 
-def _entry(tensor: object, entry: Any) -> Entry:
-    if not isinstance(tensor, str):
-        raise TypeError(f"a tensor's name must be a string, got {tensor!r}")
-    if not tensor:
-        raise ValueError("a tensor's name must not be empty")
+def checked_entry(tensor: str, entry: Any) -> Entry:
+    """What makes a tensor, or an array where there is no tensor's name."""
+    where = f"tensor {tensor!r}: " if tensor else ""
     if isinstance(entry, (str, Value)):
         return entry
     if not isinstance(entry, (list, tuple)) or not all(isinstance(c, str) for c in entry):
         raise TypeError(
-            f"tensor {tensor!r}: expected a column's name, a list of names or Value(name), "
-            f"got {entry!r}"
+            f"{where}expected a column's name, a list of names or Value(name), got {entry!r:.200}"
         )
     if not entry:
-        raise ValueError(f"tensor {tensor!r}: the list of columns is empty")
+        raise ValueError(f"{where}the list of columns is empty")
     return tuple(entry)
 
 
@@ -145,6 +148,13 @@ def repeated(names: Iterable[str]) -> str | None:
     return None
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names, or what else, for a person: the first twenty."""
+    known = list(names)
+    more = f", ... {len(known) - 20} more" if len(known) > 20 else ""
+    return ", ".join(known[:20]) + more
+
+
 def no_such(what: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not there, with the closest one that is."""
     names = [other[:60] for other in itertools.islice(known, 1000)]  # for difflib is slow
@@ -152,5 +162,5 @@ def no_such(what: str, name: object, known: Iterable[str]) -> str:
     close = (
         difflib.get_close_matches(name[:60].casefold(), folded, 1) if isinstance(name, str) else []
     )
-    hint = f"did you mean {folded[close[0]]!r}?" if close else f"there are {', '.join(names[:20])}"
+    hint = f"did you mean {folded[close[0]]!r}?" if close else f"there are {listed(names)}"
     return f"no {what} {name!r:.80}; {hint}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -160,13 +159,14 @@ class Scattered:
 
     def why(self) -> str:
         """Why it cannot be viewed without a copy, and the ways out."""
-        layout = self.soa.layout
-        if self.soa.buffer.piecewise and _in_pieces(layout, self.columns):
-            return (
-                "its columns are in memory apart, for each run of equal fields has its own; "
-                "let copy=None of an adapter gather them"
-            )
-        return f"{_why(self.soa, self.columns)}; {_way_out(layout, self.columns)}"
+        return _why_copied(self.soa, self.columns)
+
+
+def _why_copied(soa: SoA, names: tuple[str, ...]) -> str:
+    """Why a tensor's columns cannot be viewed without a copy, and the ways out."""
+    if soa.buffer.piecewise and _in_pieces(soa.layout, names):
+        return f"{why_not(soa, names)}; let copy=None of an adapter gather them"
+    return f"{why_not(soa, names)}; {_way_out(soa.layout, names)}"
 
 
 def views(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View]:
@@ -194,8 +194,8 @@ def geometry(soa: SoA, spec: Spec, padded: bool) -> list[Geometry]:
     """As `views`: the numbers alone, past the gate."""
     plan = _plan(soa, spec, padded)
     if plan.scattered:
-        scattered = _scatter(soa, plan.scattered[0][1], padded)
-        raise BufferError(f"tensor {scattered.name!r}: {scattered.why()}")
+        tensor = plan.scattered[0][1]
+        raise BufferError(f"tensor {tensor.name!r}: {_why_copied(soa, tensor.columns)}")
     found = plan.geometry(soa.capacity, soa.start, soa.rows)
     check_bounds(found, soa.buffer.nbytes)
     return found
@@ -262,19 +262,38 @@ class Tensor:
 class Plan:
     """A spec compiled for a layout.
 
-    `geometry(capacity, start, rows)` gives the views' numbers; `scattered` holds the tensors that
-    have no single view, with their places in the spec.
+    `scattered` holds the tensors that have no single view, with their places in the spec. Where
+    there are none, `geometry(capacity, start, rows)` gives the views' numbers.
     """
 
     geometry: Callable[..., list[Geometry]]
     scattered: tuple[tuple[int, Tensor], ...]
 
 
-@lru_cache(maxsize=256)
 def compile_spec(layout: Layout, spec: Spec, padded: bool, piecewise: bool) -> Plan:
     """Resolve names, dtypes and distances once; only integers that depend on rows are left."""
-    tensors = [_tensor(layout, name, entry, piecewise) for name, entry in spec.items()]
+    key = spec, padded, piecewise
+    plan: Plan | None = layout.plans.get(key)
+    if plan is None:
+        tensors = [_tensor(layout, name, entry, piecewise) for name, entry in spec.items()]
+        plan = layout.plans[key] = _plan_of(layout, tensors, padded)
+    return plan
+
+
+def compile_entry(layout: Layout, entry: Entry, piecewise: bool) -> Plan:
+    """The same of one entry, without a tensor's name."""
+    key = entry, piecewise
+    plan: Plan | None = layout.plans.get(key)
+    if plan is None:
+        plan = _plan_of(layout, [_tensor(layout, "", entry, piecewise)], False)
+        layout.plans[key] = plan
+    return plan
+
+
+def _plan_of(layout: Layout, tensors: list[Tensor], padded: bool) -> Plan:
     scattered = tuple((i, t) for i, t in enumerate(tensors) if t.columns)
+    if scattered:  # the others are planned on their own, where they are wanted
+        return Plan(lambda *_: [], scattered)
     # One expression instead of a loop over forms, for an event loop meets a new row count in
     # every call, and this is several times faster. Names reach it as `n0`, ...: it is made of
     # integers alone.
@@ -282,11 +301,10 @@ def compile_spec(layout: Layout, spec: Spec, padded: bool, piecewise: bool) -> P
     items: list[str] = []
     known: dict[str, str] = {}
     for i, t in enumerate(tensors):
-        if not t.columns:
-            known |= {f"n{i}": t.name, f"d{i}": t.dtype}
-            size = ITEMSIZE[t.dtype]
-            rows = f"{layout.alignment // size} * b{size}" if padded else "rows"
-            items.append(f"(n{i}, d{i}, {size}, {_numbers(t, rows, blocks)})")
+        known[f"n{i}"], known[f"d{i}"] = t.name, t.dtype
+        size = ITEMSIZE[t.dtype]
+        rows = f"{layout.alignment // size} * b{size}" if padded else "rows"
+        items.append(f"(n{i}, d{i}, {size}, {_numbers(t, rows, blocks)})")
     bound = [f"(b{size} := -(-capacity * {size} // {layout.alignment}))" for size in layout.sizes]
     source = f"lambda capacity, start, rows: ({', '.join(bound)}, [{', '.join(items)}])[-1]"
     return Plan(eval(source, known), scattered)
@@ -317,7 +335,7 @@ def _tensor(layout: Layout, name: str, entry: Entry, piecewise: bool) -> Tensor:
         column = _field(layout, name, entry.name)
         if column.per_row:
             raise ValueError(
-                f"tensor {name!r}: Value takes a Scalar, but {entry.name!r} is a Column; "
+                f"{_at(name)}Value takes a Scalar, but {entry.name!r} is a Column; "
                 f"write {entry.name!r}"
             )
         return Tensor(name, column.dtype, None, (), (), _start(layout, column), ())
@@ -339,17 +357,22 @@ def _tensor(layout: Layout, name: str, entry: Entry, piecewise: bool) -> Tensor:
 
 def _field(layout: Layout, tensor: str, name: str) -> Column | Scalar:
     try:
-        return layout.field(name)
+        return layout[name]
     except KeyError as error:
-        raise KeyError(f"tensor {tensor!r}: {error.args[0]}") from None
+        raise KeyError(f"{_at(tensor)}{error.args[0]}") from None
+
+
+def _at(tensor: str) -> str:
+    """How a message about a tensor begins; an array that has no name needs none."""
+    return f"tensor {tensor!r}: " if tensor else ""
 
 
 def _check_alike(tensor: str, one: Column | Scalar, other: Column | Scalar) -> None:
     for what, a, b in (("dtype", one.dtype, other.dtype), ("shape", one.shape, other.shape)):
         if a != b:
             raise ValueError(
-                f"tensor {tensor!r}: its columns need one {what}, but {one.name!r} has {a} and "
-                f"{other.name!r} has {b}; make two tensors of them"
+                f"{_at(tensor)}its columns need one {what}, but {one.name!r} has {a} and "
+                f"{other.name!r} has {b}; take them apart"
             )
 
 
@@ -407,9 +430,12 @@ def _scatter(soa: SoA, tensor: Tensor, padded: bool) -> Scattered:
     return Scattered(tensor.name, tensor.dtype, tensor.columns, tuple(parts), soa)
 
 
-def _why(soa: SoA, names: tuple[str, ...]) -> str:
+def why_not(soa: SoA, names: tuple[str, ...]) -> str:
+    """Why no single strided view covers these columns."""
     layout = soa.layout
-    columns = [layout.field(name) for name in names]
+    if soa.buffer.piecewise and _in_pieces(layout, names):
+        return "its columns are in memory apart, for each run of equal fields has its own"
+    columns = [layout[name] for name in names]
     if (twice := repeated(names)) is not None:
         return f"column {twice!r} is repeated, so that its columns have no common distance"
     if not _one_step(layout, columns):
@@ -433,15 +459,16 @@ def _why(soa: SoA, names: tuple[str, ...]) -> str:
 
 def _way_out(layout: Layout, names: tuple[str, ...]) -> str:
     copy = "let copy=None of an adapter gather them"
-    if len(set(names)) < len(names) or not _one_step(layout, [*map(layout.field, names)]):
+    if len(set(names)) < len(names) or not _one_step(layout, [*map(layout.__getitem__, names)]):
         return f"make them tensors of their own, or {copy}"
     order = {f.name: i for i, f in enumerate(layout.fields)}
     in_memory = sorted(names, key=order.__getitem__)
-    if _distance(layout, [*map(layout.field, in_memory)]) is not None:
+    if _distance(layout, [*map(layout.__getitem__, in_memory)]) is not None:
         return f"list them in memory order, {_shortened(in_memory)}, or {copy}"
     at = order[in_memory[0]]
     fields = [f.name for f in layout.fields]
-    even = [*fields[:at], *names, *(name for name in fields[at:] if name not in set(names))]
+    chosen = set(names)
+    even = [*fields[:at], *names, *(name for name in fields[at:] if name not in chosen)]
     return (
         f"{copy}, or have the fields declared, and the memory written, in the order "
         f"{_shortened(even)}"

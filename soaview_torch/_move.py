@@ -42,7 +42,7 @@ def empty(
 
     >>> from soaview import Column
     >>> empty(Layout([Column("pt", "float32")]), 3)
-    SoA(3 rows, 128 bytes on cpu: pt)
+    SoA(3 rows, 128 bytes on cpu: pt float32)
     """
     if not isinstance(layout, (Layout, Blocks)):
         raise TypeError(f"layout must be a Layout or Blocks, got {type(layout).__name__}")

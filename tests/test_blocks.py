@@ -131,7 +131,7 @@ def test_a_mapping():
     assert hash(BLOCKS) == hash(Blocks(dict(BLOCKS)))
     assert Blocks({"hits": HITS, "tracks": TRACKS, "more": TRACKS}) != BLOCKS
     assert BLOCKS != 1
-    assert repr(event).startswith("SoABlocks(tracks: SoA(33 rows, 1408 bytes on cpu: pt, n, cov)")
+    assert repr(event).startswith("SoABlocks(tracks: SoA(33 rows, 1408 bytes on cpu: pt float32, ")
     assert repr(Blocks({"a": HITS})) == f"Blocks({{'a': {HITS!r}}})"
     with pytest.raises(AttributeError):
         BLOCKS.alignment = 64

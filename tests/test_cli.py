@@ -30,7 +30,7 @@ def test_describe(tmp_path, capsys):
         ('{"alignment": 1e2, "fields": [{"kind": "scalar", "name": "x", "dtype": "int8"}]}',
          "alignment must be an integer, got 100.0"),
         ("[" * 100_000, "nested too deeply"),
-        (" " * (1 << 20) + "{}", "more than 1048576 bytes"),
+        (" " * (1 << 24) + "{}", "more than 16777216 bytes"),
         ("1" * 10_000, "a number of 10000 digits"),
         ("\x00", "Expecting value"),
     ],
@@ -68,7 +68,7 @@ def test_a_file_without_end(capsys):
     """No more is read than a layout may take."""
     with pytest.raises(SystemExit):
         main(["describe", "/dev/zero", "--rows", "3"])
-    assert "more than 1048576 bytes" in capsys.readouterr().err
+    assert "more than 16777216 bytes" in capsys.readouterr().err
 
 
 def test_demo_without_frameworks(run_python):

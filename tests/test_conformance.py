@@ -130,7 +130,7 @@ def test_a_write_into_a_tensor_is_seen(adapter, case):
     check(adapter, tensor, np.full(tensor.shape, 5, case.dtype), case.dtype)
     for name in expected:
         touched = name == first_name(case.entry) or name in getattr(case.entry, "__iter__", list)()
-        entry = name if case.layout.field(name).per_row else Value(name)
+        entry = name if case.layout[name].per_row else Value(name)
         assert (on_host(soa)[entry] == (5 if touched else expected[name])).all(), name
 
 
@@ -251,7 +251,7 @@ def test_golden_images(adapter, image):
         spec = Spec({name: entries[name] for name in entries if name not in refused})
         for name, tensor in zip(spec, adapter.tensors(soa, spec, copy=copy), strict=True):
             number = list(entries).index(name)
-            check(adapter, tensor, image.expected(number), image.layout.field(name).dtype)
+            check(adapter, tensor, image.expected(number), image.layout[name].dtype)
 
 
 def test_order_and_reorder(adapter):
@@ -388,7 +388,7 @@ def test_write(adapter, case):
         soa, expected = wrapped(layout, rows)
         before = content(soa)
         values = np.asarray(read(case.entry, expected, rows) + 1)
-        if not layout.field(first_name(case.entry)).per_row and case.has_rows:
+        if not layout[first_name(case.entry)].per_row and case.has_rows:
             with pytest.raises(ValueError, match=r"'t': scalar '\w' has one value.*write Value"):
                 adapter.write(soa, spec_of(case.entry), [adapter.from_numpy(values)])
             np.testing.assert_array_equal(content(soa), before)

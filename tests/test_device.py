@@ -147,7 +147,8 @@ def test_where_memory_is(make, device, numbers):
         assert soa.buffer.owner is owner
         assert soa.buffer.memory.source is (owner if isinstance(owner, Producer) else None)
     assert (soa.device, soa.readonly, soa.rows) == (device, False, ROWS)
-    assert repr(soa) == f"SoA(33 rows, {NBYTES} bytes on {device}: x, y, h, n)"
+    fields = "x float32, y float32, h bfloat16, n int64"
+    assert repr(soa) == f"SoA(33 rows, {NBYTES} bytes on {device}: {fields})"
     assert (soa.buffer.address, soa.buffer.nbytes) == (FAR, NBYTES)
     xy, y, n = views(soa[3:9], Spec(xy=["x", "y"], y="y", n=Value("n")))
     assert (xy.shape, xy.strides, xy.address) == ((6, 2), (1, 64), FAR + 12)
@@ -354,7 +355,7 @@ def test_a_host_pointer(rows):
     soa = layout.from_pointer(there.buffer.address, rows, device="cpu", owner=there.buffer)
     assert (soa.device, soa.buffer.owner, soa.readonly) == ("cpu", there.buffer, False)
     for name in layout.starts:
-        key = name if layout.field(name).per_row else Value(name)
+        key = name if layout[name].per_row else Value(name)
         np.testing.assert_array_equal(soa[key], expected[name])
     soa["x"][...] = 7
     assert (there["x"] == 7).all()
@@ -412,8 +413,9 @@ def test_finalizers_at_the_end_of_python(run_python):
     code = """if True:
         from soaview import Column, Layout
         layout = Layout([Column("x", "float32")])
-        kept = layout.from_pointer(1 << 40, 9, device="cuda:0", finalizer=lambda: print("freed", flush=True))
-        gone = layout.from_pointer(1 << 40, 9, device="cuda:0", finalizer=lambda: print("end", flush=True))
+        at = {"rows": 9, "device": "cuda:0"}
+        kept = layout.from_pointer(1 << 40, **at, finalizer=lambda: print("freed", flush=True))
+        gone = layout.from_pointer(1 << 40, **at, finalizer=lambda: print("end", flush=True))
         del gone
     """
     assert run_python("-c", code).stdout == "end\n"

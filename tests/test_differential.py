@@ -88,7 +88,7 @@ def places_of(layout, capacity, start, rows, padded, entry):
     columns = [entry] if isinstance(entry, str) else entry
     if isinstance(entry, Value):
         columns = [entry.name]
-    fields = [layout.field(name) for name in columns]
+    fields = [layout[name] for name in columns]
     if isinstance(entry, Value) and fields[0].per_row:
         return ValueError
     if len({(f.dtype, f.shape) for f in fields}) > 1:
@@ -112,7 +112,7 @@ def has_a_view(layout, entry):
     """Whether one stride leads through the columns, at every row count."""
     if not isinstance(entry, list) or len(entry) == 1:
         return True
-    fields = [layout.field(name) for name in entry]
+    fields = [layout[name] for name in entry]
     if len({f.per_row for f in fields}) > 1:
         return False
     if len({steps_of(f) for f in fields}) > 1:
@@ -213,7 +213,7 @@ def compare(case, torch=TORCH, jax=JAX, jit=JIT):
                 with adapter.settings(), np.testing.assert_raises(ValueError):
                     adapter.tensors(soa, Spec(bad=entry), padded=padded)
         else:
-            places[f"t{number}"] = entry, layout.field(first_name(entry)).dtype, where
+            places[f"t{number}"] = entry, layout[first_name(entry)].dtype, where
     whole = Spec({name: entry for name, (entry, _, _) in places.items()})
     strided = [name for name, (entry, _, _) in places.items() if has_a_view(layout, entry)]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import io
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,12 @@ import numpy as np
 import places
 import pytest
 import torch
+from dask.sizeof import sizeof
 from jax.sharding import NamedSharding
 
 import soaview_jax
 import soaview_torch
-from soaview import Column, Layout, SoA, Spec, views
+from soaview import Blocks, Column, Layout, SoA, SoABlocks, Spec, views
 from soaview._device import DeviceBuffer, Memory
 from soaview_torch import _move, empty
 
@@ -237,3 +240,44 @@ def test_what_frameworks_say_of_their_memory(dtype):
     assert tensor[16] == 1
     assert not soa.readonly
     assert layout.wrap(jnp.asarray(numbers), 16).readonly
+
+
+def test_torch_loads_weights_only():
+    """`torch.load` of an SoA says which public names to allow, and loads it once they are."""
+    layout = Layout([Column("x", "float32", (2,)), Column("k", "int64")])
+    soa = layout.pack({"x": np.ones((3, 2), "f4"), "k": [1, 2, 3]})
+    blocks = Blocks({"a": layout, "b": layout}).allocate({"a": 2, "b": 3})
+    blocks["b"]["k"] = 5
+    for thing, names in ((soa, [SoA, Layout]), (blocks, [SoABlocks, Blocks, Layout])):
+        file = io.BytesIO()
+        torch.save(thing, file)
+        allowed = []
+        for name in names:
+            file.seek(0)
+            refused = pytest.raises(pickle.UnpicklingError, match="add_safe_globals")
+            with torch.serialization.safe_globals(allowed), refused as refusal:
+                torch.load(file, weights_only=True)
+            assert f"soaview.{name.__name__}" in str(refusal.value)
+            assert "soaview._" not in str(refusal.value)
+            allowed.append(name)
+        file.seek(0)
+        with torch.serialization.safe_globals(allowed):
+            twin = torch.load(file, weights_only=True)
+        assert type(twin) is type(thing)
+        both = (twin["b"], thing["b"]) if isinstance(thing, SoABlocks) else (twin, thing)
+        for name in layout:
+            np.testing.assert_array_equal(both[0][name], both[1][name])
+        assert not twin.readonly
+
+
+def test_dask_knows_the_size():
+    """Schedulers see the bytes of an SoA's rows, wherever it is, and so they know when to spill."""
+    layout = Layout([Column("x", "float64"), Column("y", "float64")])
+    soa = layout.allocate(100_000)
+    assert sizeof(soa) == soa.buffer.nbytes
+    assert sizeof(soa[:1000]) == layout.nbytes(1000)
+    assert sizeof(jax.device_put(soa)) == soa.buffer.nbytes
+    blocks = Blocks({"a": layout, "b": layout})
+    event = blocks.allocate({"a": 10, "b": 1000})
+    assert sizeof(event) == blocks.nbytes({"a": 10, "b": 1000})
+    assert sizeof([soa, soa]) > 2 * soa.buffer.nbytes

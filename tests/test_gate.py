@@ -88,7 +88,10 @@ def test_the_gate_stands_before_every_view():
     with pytest.raises(ValueError, match="do not lie inside"):
         soa["x"]
     with pytest.raises(ValueError, match="do not lie inside"):
-        View("t", "float32", 1, (NBYTES,), (1,), 0, soa.buffer)
+        View("t", "float32", 4, (NBYTES // 4 + 1,), (1,), 0, soa.buffer)
+    for dtype, itemsize in (("float32", 1), ("uint8", 4), ("float8", 1), ("bfloat16", 4)):
+        with pytest.raises(ValueError, match=f"no dtype '{dtype}' of {itemsize} bytes; known are"):
+            View("t", dtype, itemsize, (2,), (1,), 0, soa.buffer)
     for shape, strides in (((2, 2), (1,)), ((2,), (1, 1)), ((), (1,))):
         with pytest.raises(ValueError, match="differ in length"):
             View("t", "float32", 4, shape, strides, 0, soa.buffer)

@@ -141,7 +141,7 @@ ATTACKS = {
     "a leading zero": (layout_with(alignment="0128"), NO_JSON + "Expecting"),
     "5000 digits": (layout_with(alignment="1" * 5000), NO_JSON + ".* is a number of 5000 digits"),
     # Much of something.
-    "too long": (" " * MOST + layout_with(), "more than 131072 bytes are no layout, got .*max_by"),
+    "too long": (" " * (1 << 24) + layout_with(), "more than 16777216 bytes are .*, got .*max_by"),
     "deep lists": ("[" * MOST, NO_JSON + "nested too deeply"),
     "deep objects": ('{"fields":' * 12_000, NO_JSON + "nested too deeply"),
     "deep names": (column_with(name="[" * 49_000 + "]" * 49_000), NO_JSON + "nested too deeply"),
@@ -248,13 +248,63 @@ def test_what_is_no_text():
 
 
 def test_larger_layouts_are_asked_for():
-    """The limit can be raised, as far as a layout can go."""
-    fields = [Scalar(str(n), "int8") for n in range(3000)]
-    text = Layout(fields).to_json()
+    """The limit can be lowered, and raised, as far as a layout can go."""
+    layout = Layout([Scalar(str(n), "int8") for n in range(3000)])
+    text = layout.to_json()
     with pytest.raises(ValueError, match=f"max_bytes={len(text)}$"):
-        Layout.from_json(text)
-    assert Layout.from_json(text, max_bytes=len(text)) == Layout(fields)
-    assert Layout.from_json(text.encode(), max_bytes=len(text)) == Layout(fields)
+        Layout.from_json(text, max_bytes=len(text) - 1)
+    assert Layout.from_json(text, max_bytes=len(text)) == layout
+    long = layout_with(f'{{"kind":"scalar","name":"{"x" * (1 << 24)}","dtype":"int8"}}')
+    assert Layout.from_json(long, max_bytes=len(long)).fields[0].name == "x" * (1 << 24)
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_the_largest_layout_is_read_again(as_bytes):
+    """What `to_json` wrote is read, and no limit need be raised, to the last field there can be."""
+    fields = [Column(f"column_{n:08}", "bfloat16", (3, 3), "C") for n in range(65_536)]
+    text = Layout(fields).to_json()
+    tracemalloc.start()
+    layout = Layout.from_json(text.encode() if as_bytes else text)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert layout.fields == tuple(fields)
+    assert peak < 12 * len(text)
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        lambda n: "[" + "[]," * (n // 3) + "[]]",
+        lambda n: "[" + "{}," * (n // 3) + "{}]",
+        lambda n: "[" + "1," * (n // 2) + "1]",
+        lambda n: "[" + "1.5," * (n // 4) + "1]",
+        lambda n: "[" + '"ab",' * (n // 5) + "1]",
+        lambda n: "[" + '"\\"[",' * (n // 6) + "1]",
+        lambda n: '{"fields": [' + "[[[[[]]]]]," * (n // 11) + "[]]}",
+        lambda n: '{"fields": [' + '{"a": 1},' * (n // 9) + "{}]}",
+        lambda n: "[" * n,
+        lambda n: '"' + "x" * n,
+        lambda n: "1" * n,
+    ],
+)
+def test_hostile_texts_cost_in_proportion(many):
+    """A long text that is no layout takes no more memory, byte by byte, than a short one may."""
+    text = many(1 << 21)
+    tracemalloc.start()
+    for source in (text, text.encode()):
+        with pytest.raises(ValueError, match="not a layout's JSON"):
+            Layout.from_json(source)
+        with pytest.raises(ValueError, match="not a layout's JSON"):
+            Blocks.from_json(source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * len(text)
+
+
+def test_names_with_brackets_are_names():
+    """What stands in strings is no structure, however much of it there is."""
+    layout = Layout([Column('[{,"\\' * 40 + str(n), "float32", (2,)) for n in range(2000)])
+    assert Layout.from_json(layout.to_json()) == layout
 
 
 VALID = [

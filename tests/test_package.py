@@ -89,12 +89,11 @@ def test_examples_in_docstrings_run(request):
     ran = 0
     for package in packages(request.config):
         found = importlib.import_module(package)
-        for module in pkgutil.iter_modules(found.__path__):
-            if module.name != "__main__":
-                module = importlib.import_module(f"{package}.{module.name}")
-                result = doctest.testmod(module)
-                assert result.failed == 0
-                ran += result.attempted
+        modules = [m.name for m in pkgutil.iter_modules(found.__path__) if m.name != "__main__"]
+        for module in (found, *(importlib.import_module(f"{package}.{m}") for m in modules)):
+            result = doctest.testmod(module)
+            assert result.failed == 0
+            ran += result.attempted
         for name in found.__all__:
             doc = getattr(found, name).__doc__
             assert ">>>" in doc or name in ("SoA", "View"), name

@@ -49,10 +49,11 @@ def test_protocol():
     assert soa
     assert LAYOUT.allocate(0)
     assert (soa.device, soa.readonly) == ("cpu", False)
-    assert repr(soa) == "SoA(10 rows, 1024 bytes on cpu: pt, cov, n)"
-    assert repr(soa[2:4]) == "SoA(2 rows (2:4 of 10), 1024 bytes on cpu: pt, cov, n)"
+    fields = "pt float32, cov float64 (2, 3), n int32"
+    assert repr(soa) == f"SoA(10 rows, 1024 bytes on cpu: {fields})"
+    assert repr(soa[2:4]) == f"SoA(2 rows (2:4 of 10), 1024 bytes on cpu: {fields})"
     frozen = LAYOUT.wrap(bytes(soa.buffer.root), 10)
-    assert repr(frozen) == "SoA(10 rows, 1024 bytes on cpu, read-only: pt, cov, n)"
+    assert repr(frozen) == f"SoA(10 rows, 1024 bytes on cpu, read-only: {fields})"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_batches():
         batches[-1]["pt"][-1] += 0
     assert list(LAYOUT.allocate(0).batches(3)) == []
     assert [len(b) for b in soa[2:9].batches(np.int32(4))] == [4, 3]
-    next(soa.batches(4))["pt"][0] = 5
+    soa.batches(4)[0]["pt"][0] = 5
     assert soa["pt"][0] == 5
     for size, error in ((0, ValueError), (-3, ValueError), (2.0, TypeError), (True, TypeError)):
         with pytest.raises(error, match="batch size must be"):
@@ -116,12 +117,6 @@ def test_bad_keys(key, error, message):
         packed()[0][key]
 
 
-def test_item_assignment_is_not_silently_lost():
-    """An SoA's fields are written through their views; assigning one raises."""
-    with pytest.raises(TypeError, match=r"write through the view: soa\['pt'\]\[...\] = values"):
-        packed()[0]["pt"] = 3
-
-
 def test_an_soa_is_not_one_array():
     """NumPy gets no array of names or objects from an SoA; from a view it gets the memory."""
     soa = packed()[0]
@@ -138,7 +133,7 @@ def test_pack_takes_rows_from_the_columns():
     assert len(LAYOUT.pack({"pt": np.empty(0, "f4"), "cov": np.empty((0, 2, 3)), "n": 1})) == 0
     scalars = Layout([Scalar("n", "int32")])
     assert scalars.pack({"n": 3}, rows=5)["n"].tolist() == [3] * 5
-    with pytest.raises(ValueError, match="says nothing about rows; pass rows="):
+    with pytest.raises(ValueError, match="say nothing about rows; pass rows="):
         scalars.pack({"n": 3})
 
 
@@ -171,8 +166,8 @@ GOOD = {"pt": np.zeros(4, "f4"), "cov": np.zeros((4, 2, 3)), "n": 1}
         ({"pt": np.zeros(4)}, None, TypeError, "'pt': got dtype float64, expected float32.*astype"),
         ({"pt": np.zeros(4, "i4")}, None, TypeError, "'pt': got dtype int32, expected float32"),
         ({"pt": ["a"] * 4}, None, TypeError, "'pt': got dtype <U1"),
-        ({"pt": [None] * 4}, None, TypeError, "'pt': got dtype object"),
-        ({"n": 1.5}, None, TypeError, "'n': got dtype float64, expected int32"),
+        ({"pt": [None] * 4}, None, ValueError, "'pt': 4 nulls"),
+        ({"n": 1.5}, None, TypeError, "'n': got Python numbers .* dtype float64, expected int32"),
         (
             {"n": 2**31},
             None,
@@ -187,7 +182,7 @@ GOOD = {"pt": np.zeros(4, "f4"), "cov": np.zeros((4, 2, 3)), "n": 1}
         ({"n": np.float64(1)}, None, TypeError, "'n': got dtype float64, expected int32"),
         ({"n": [np.array(300)]}, None, TypeError, "'n': got dtype int64, expected int32"),
         ({"n": [1] * 4}, None, ValueError, r"'n': got shape \(4,\), expected \(\)"),
-        ({"pt": 3.0}, None, ValueError, r"'pt': got shape \(\), expected \(4,\)"),
+        ({"cov": 3.0}, None, ValueError, r"'cov': got shape \(\), expected \(4, 2, 3\)"),
         ({"pt": np.zeros(5, "f4")}, None, ValueError, "'cov': got shape .*one row for each"),
         ({"pt": np.zeros((1, 4), "f4")}, 4, ValueError, r"'pt': got shape \(1, 4\)"),
         ({}, 5, ValueError, r"'pt': got shape \(4,\), expected \(5,\)"),

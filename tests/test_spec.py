@@ -143,7 +143,7 @@ def test_the_order_that_a_refusal_gives_is_right():
         with pytest.raises(BufferError, match="have the fields declared") as raised:
             views(layout.allocate(50), Spec(t=names))
         order = eval(re.search(r"order (\[.*?\])", str(raised.value))[1])
-        better = Layout([layout.field(name) for name in order])
+        better = Layout([layout[name] for name in order])
         assert sorted(order) == list("abcdef")
         [view] = views(better.allocate(50), Spec(t=names))
         assert view.shape == (50, 3 if len(names) == 3 else 4)
@@ -175,7 +175,7 @@ def test_long_messages_are_cut():
             views(layout.allocate(1), Spec(t=wrong))
         assert len(str(raised.value)) < 3000
     with pytest.raises(KeyError) as raised:
-        layout.field("a" * 10**6)
+        layout["a" * 10**6]
     assert len(str(raised.value)) < 1000
 
 
@@ -235,7 +235,7 @@ def test_views_touch_exactly_their_columns(layout_and_entry, rows, data):
 
     def elements(name):
         """Byte offsets of a field's elements, per row, counted by hand."""
-        f = layout.field(name)
+        f = layout[name]
         start, pitch = layout.offset(name, rows), layout.pitch(name, rows)
         places = np.arange(f.components).reshape(f.shape, order=f.order) * pitch
         lines = [
@@ -249,7 +249,7 @@ def test_views_touch_exactly_their_columns(layout_and_entry, rows, data):
         [view] = views(soa, Spec(t=names))
     except BufferError:
         # Then no strides give these elements, or only by accident of this row count.
-        fields = [layout.field(name) for name in names]
+        fields = [layout[name] for name in names]
         starts = [layout.offset(name, 10_007) for name in names]
         steps = set(np.diff(starts).tolist())
         mixed = len({(f.per_row, f.order if len(f.shape) == 2 else "F") for f in fields}) > 1

@@ -1,0 +1,102 @@
+"""A producer's offsets against a layout's: what lies elsewhere, and what would explain it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ._buffer import INT64_MAX, exact_int
+from ._spec import no_such
+
+if TYPE_CHECKING:
+    from ._layout import Layout
+
+_ALIGNMENTS = [1 << power for power in range(13)]
+
+
+def check_offsets(layout: Layout, offsets: Mapping[str, int], rows: int) -> None:
+    """`Layout.check`."""
+    if not isinstance(offsets, Mapping):
+        raise TypeError(f"offsets must be a mapping from field to byte, got {offsets!r:.60}")
+    found = {name: exact_int(at, f"field {name!r:.80}: the offset") for name, at in offsets.items()}
+    apart, unknown = {}, []
+    for name, at in found.items():
+        if name not in layout:
+            unknown.append(f"{no_such('column', name, layout)}, which the producer has at {at}")
+        elif at != (here := layout.offset(name, rows)):
+            apart[name] = at - here
+    if not apart and not unknown:
+        return
+    said = list(unknown)
+    if apart:
+        lie = "lies" if len(apart) == 1 else "lie"
+        fields = [
+            f"{name!r:.80} at byte {found[name]}, here at {found[name] - by} "
+            f"({abs(by)} {'more' if by > 0 else 'less'})"
+            for name, by in apart.items()
+        ]
+        said.append(f"{len(apart)} of {len(found)} fields {lie} elsewhere: {', '.join(fields)}")
+    known = {name: at for name, at in found.items() if name in layout}
+    why = _explained(layout, known, apart, rows) if apart else ""
+    raise ValueError(f"at {rows} rows {'; '.join(said)}{why}")
+
+
+def _explained(layout: Layout, offsets: dict[str, int], apart: dict[str, int], rows: int) -> str:
+    """What would make the layout's offsets the producer's, where something simple does."""
+    others = [a for a in _ALIGNMENTS if a >= layout.sizes[-1] and a != layout.alignment]
+    for alignment in others:
+        if all(layout.offset_with(alignment, name, rows) == at for name, at in offsets.items()):
+            return f"; this would be so with alignment={alignment}"
+    for alignment in (layout.alignment, *others):
+        counts = _row_counts(layout, alignment, offsets)
+        if counts is not None:
+            least, most = counts
+            span = str(least) if least == most else f"{least} to {most}"
+            with_it = f" and alignment={alignment}" if alignment != layout.alignment else ""
+            return f"; this would be so at {span} rows{with_it}"
+    return _shifted(layout, offsets, apart, rows)
+
+
+def _row_counts(layout: Layout, alignment: int, offsets: dict[str, int]) -> tuple[int, int] | None:
+    """At which row counts, the least and the most, the fields have just these offsets."""
+    least, most = 0, INT64_MAX
+    for name, at in offsets.items():
+        # An offset never decreases with the rows: where is it reached, and where passed?
+        within = range(INT64_MAX)
+        at_rows = partial(layout.offset_with, alignment, name)
+        least = max(least, bisect_left(within, at, least, key=at_rows))
+        most = min(most, bisect_left(within, at + 1, least, key=at_rows) - 1)
+        if least > most:
+            return None
+    return least, most
+
+
+def _shifted(layout: Layout, offsets: dict[str, int], apart: dict[str, int], rows: int) -> str:
+    """Whether all that follows some field is moved by one distance: a field too many or few."""
+    in_memory = sorted(offsets, key=lambda name: layout.offset(name, rows))
+    first = next(number for number, name in enumerate(in_memory) if name in apart)
+    moved = {apart.get(name, 0) for name in in_memory[first:]}
+    if len(moved) > 1:
+        return ""
+    [by] = moved
+    start = in_memory[first]
+    if by > 0:
+        kinds = [
+            f"a column of {size} bytes a row"
+            for size in (1, 2, 4, 8, 16)
+            if -(-rows * size // layout.alignment) * layout.alignment == by
+        ]
+        like = f", such as {' or '.join(kinds)}" if kinds else ""
+        return (
+            f"; this would be so if the producer had {by} bytes before {start!r:.80} that the "
+            f"layout lacks{like}"
+        )
+    before = layout.offset(in_memory[first - 1], rows) if first else -1
+    for name in layout:
+        at = layout.offset(name, rows)
+        size = layout.pitch(name, rows) * layout[name].components
+        if name not in offsets and before < at < layout.offset(start, rows) and size == -by:
+            return f"; this would be so if the producer had no field {name!r:.80}"
+    return f"; this would be so if the producer had {-by} bytes less before {start!r:.80}"

@@ -1,0 +1,233 @@
+"""Values from arrays: what `pack` and item assignment take, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._buffer import ITEMSIZE, check_rows, numpy_dtype
+from ._soa import SoA, check_writable, wrong_shape
+from ._spec import Entry, Value, listed, repeated
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ._fields import Column, Scalar
+    from ._layout import Layout
+
+_PLAIN = {bool, int, float, complex}
+_LISTS = {list, tuple}
+_MOST_AXES = 64  # of NumPy's arrays, and so of lists of lists
+
+
+def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:
+    """`Layout.pack`: check every array, then allocate and fill."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"arrays must be a mapping from field name to array, got {arrays!r:.60}")
+    for name in arrays:
+        layout[name]
+    if missing := [field.name for field in layout.fields if field.name not in arrays]:
+        raise KeyError(f"no array for {listed(map(repr, missing))}")
+    values = [as_array(field, arrays[field.name]) for field in layout.fields]
+    if rows is None:
+        counts = [
+            len(v) for f, v in zip(layout.fields, values, strict=True) if f.per_row and v.ndim
+        ]
+        if not counts:
+            raise ValueError("single values alone say nothing about rows; pass rows=")
+        rows = counts[0]
+    rows = check_rows(rows)
+    for field, value in zip(layout.fields, values, strict=True):
+        _check_shape(field, value, rows)
+    soa = layout.allocate(rows)
+    for field, value in zip(layout.fields, values, strict=True):
+        soa[field.name if field.per_row else Value(field.name)][...] = value
+    return soa
+
+
+def assign(soa: SoA, entry: Entry, given: Any) -> None:
+    """`soa[entry] = given`, by `pack`'s rules: nothing is written unless all of it fits."""
+    check_writable(soa)
+    layout = soa.layout
+    if isinstance(entry, tuple):
+        columns = [layout[name] for name in entry]
+        if (twice := repeated(entry)) is not None:
+            raise ValueError(f"column {twice!r:.80} stands twice, and would be written twice")
+        first = columns[0]
+        value = as_array(first, given)
+        for column in columns:
+            same = column.dtype, column.shape, column.per_row
+            if same != (first.dtype, first.shape, True):
+                raise ValueError(
+                    f"{first!r:.200} and {column!r:.200} do not make one array; assign one by one"
+                )
+        expected = (soa.rows, len(entry), *first.shape)
+        if value.shape != expected:
+            raise ValueError(wrong_shape(f"columns {list(entry)!r:.200}", value.shape, expected))
+        if np.may_share_memory(value, soa.buffer.root):  # what is written first is read later
+            value = value.copy()
+        for number, name in enumerate(entry):
+            soa[name][...] = value[:, number]
+        return
+    field = layout[entry.name if isinstance(entry, Value) else entry]
+    target = soa[entry if field.per_row else Value(field.name)]
+    value = as_array(field, given)
+    _check_shape(field, value, soa.rows)
+    target[...] = value
+
+
+def _check_shape(field: Column | Scalar, value: NDArray[Any], rows: int) -> None:
+    expected = (rows, *field.shape) if field.per_row else ()
+    one_for_all = field.per_row and field.shape == () == value.shape
+    if value.shape != expected and not one_for_all:
+        raise ValueError(wrong_shape(f"field {field.name!r:.80}", value.shape, expected))
+
+
+def as_array(field: Column | Scalar, value: Any) -> NDArray[Any]:
+    """`value` as an array of the field's dtype, in any byte order.
+
+    Only Python's own numbers are converted, to the dtype that their kind allows; what says that it
+    has nulls has none.
+    """
+    try:
+        return _array(field, value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"field {field.name!r:.80}: {error}") from None
+
+
+def _array(field: Column | Scalar, value: Any) -> NDArray[Any]:
+    dtype = numpy_dtype(field.dtype)
+    types = _types(value)
+    if types <= _PLAIN:
+        return _numbers(value, types, dtype)
+    if any(issubclass(kind, np.ma.MaskedArray) for kind in types):
+        raise TypeError("a masked array's mask would be lost; pass .data, or fill it")
+    _check_nulls(_nulls(value))
+    # What can have nulls, and has none, is told what it is without them.
+    bare = getattr(getattr(value, "dtype", None), "numpy_dtype", None)
+    found = np.asarray(value) if bare is None else np.asarray(value, bare)
+    if found.dtype.hasobject:
+        raise TypeError(_objects(found, field, isinstance(value, np.ndarray)))
+    if found.dtype.newbyteorder("=") != dtype:
+        raise TypeError(
+            f"got dtype {found.dtype}, expected {field.dtype}; nothing is converted in silence: "
+            f"{_conversion(found.dtype.newbyteorder('='), field.dtype, dtype)}"
+        )
+    return found
+
+
+def _numbers(value: Any, types: set[type], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Python's numbers, by NumPy's promotion of them."""
+    # Where bfloat16 counts as the float it is.
+    weak = np.dtype("float16") if dtype.name == "bfloat16" else dtype
+    got = np.result_type(weak, *(kind() for kind in types))
+    if got != weak:
+        raise TypeError(
+            f"got Python numbers that need dtype {got}, expected {dtype}; convert them as you "
+            f"mean it first, or declare the field {got}"
+        )
+    with np.errstate(over="ignore"):
+        found = np.asarray(value, dtype)
+    infinite = _infinities(found) if found.dtype.kind not in "biu" else 0
+    if infinite and infinite > _infinities(np.asarray(value, complex)):
+        raise OverflowError(f"a number is beyond what {dtype} holds")
+    return found
+
+
+def _infinities(array: NDArray[Any]) -> int:
+    return int(np.isinf(array.real).sum() + np.isinf(array.imag).sum())
+
+
+def _types(value: Any) -> set[type]:
+    """Of the items of a list of lists, or of the value itself."""
+    items, found = [value], set[type]()
+    for _ in range(_MOST_AXES + 1):
+        types = set(map(type, items))
+        found |= types - _LISTS
+        if not types & _LISTS:
+            break
+        lists = items if types <= _LISTS else (item for item in items if type(item) in _LISTS)
+        items = list(chain.from_iterable(lists))
+    return found
+
+
+def _nulls(value: Any) -> int:
+    """How many values are missing, by the word of what can lack some: Arrow, polars, pandas."""
+    if isinstance(value, np.ndarray):
+        return 0
+    if isinstance(value, (list, tuple)):
+        return _missing(value)
+    chunks = getattr(value, "chunks", None)
+    if isinstance(chunks, list):
+        return sum(map(_nulls, chunks))
+    dtype = getattr(value, "dtype", None)
+    count = getattr(value, "null_count", None)
+    if count is None:
+        masked = hasattr(value, "isna") and not isinstance(dtype, np.dtype)
+        return int(value.isna().sum()) if masked else 0
+    found = int(count() if callable(count) else count)
+    if found == 0 and hasattr(getattr(value, "type", None), "value_type"):  # Arrow's lists
+        return _nulls(value.flatten()) if hasattr(value, "flatten") else 0
+    if found == 0 and hasattr(dtype, "inner") and hasattr(dtype, "size"):  # polars' arrays
+        return _nulls(value.explode())
+    return found
+
+
+def _missing(values: Any) -> int:
+    """How many items of a list, or of an array of objects, are no values: None, NA, NaT."""
+    found = 0
+    for item in values:
+        if item is None or type(item).__name__ in ("NAType", "NaTType"):
+            found += 1
+        elif isinstance(item, (list, tuple)) or (
+            isinstance(item, np.ndarray) and item.dtype.hasobject and item.ndim
+        ):
+            found += _missing(item)
+    return found
+
+
+def _check_nulls(count: int) -> None:
+    if count:
+        raise ValueError(
+            f"{count} null{'s' * (count > 1)}, and a column has a value in every row; fill or drop "
+            f"what is missing where it comes from, as you mean it"
+        )
+
+
+def _objects(found: NDArray[Any], field: Column | Scalar, numpys: bool) -> str:
+    """What an array of Python objects is refused with, and the way out."""
+    items = found.ravel()
+    _check_nulls(_missing(items))
+    types = _types(items.tolist())
+    lists = [item for item in items if isinstance(item, (list, tuple, np.ndarray))]
+    if lists and len(lists) == len(items):
+        lengths = sorted({len(item) if np.ndim(item) else 0 for item in lists})
+        if len(lengths) > 1:
+            return (
+                f"got lists of {lengths[0]} to {lengths[-1]} items, and every row of a column has "
+                f"as many; pack all items, np.concatenate(values), as rows of an SoA of their own, "
+                f"and keep the lengths beside it"
+            )
+        if all(isinstance(item, np.ndarray) for item in lists):
+            values = "values" if numpys else "np.asarray(values)"
+            return f"got an array of arrays, not of numbers; pass np.stack({values})"
+        return "got an array of lists, not of numbers; pass values.tolist()"
+    if types <= _PLAIN:
+        return "got Python numbers as objects; pass values.tolist(), which takes the field's dtype"
+    names = sorted(kind.__name__ for kind in types)
+    return f"got objects ({', '.join(names[:5])}), expected {field.dtype}"
+
+
+def _conversion(got: np.dtype[Any], name: str, dtype: np.dtype[Any]) -> str:
+    """How to convert values so that what changes is known; never what would corrupt them."""
+    if got.name not in ITEMSIZE:
+        return f"make {name} of them first, as you mean it"
+    if np.can_cast(got, dtype, "safe"):
+        return f"pass .astype({name!r})"
+    if np.can_cast(got, dtype, "same_kind") and got.kind not in "biu":
+        return f"pass .astype({name!r}), which rounds, or declare the field {got.name}"
+    return f"declare the field {got.name}; in {name} not all of its values fit"

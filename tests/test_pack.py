@@ -1,0 +1,416 @@
+"""What `pack` and item assignment take, and what they refuse."""
+
+from __future__ import annotations
+
+import operator
+import time
+import tracemalloc
+
+import dask.array
+import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from soaview import Column, Layout, Scalar, SoA, Value
+
+
+def column(dtype, shape=()):
+    return Layout([Column("x", dtype, shape)])
+
+
+def packed(dtype, value, shape=()):
+    return column(dtype, shape).pack({"x": value})["x"]
+
+
+# Nulls
+
+
+ARROW = {"bool": pa.bool_(), "float32": pa.float32(), "float64": pa.float64(), "int8": pa.int8()}
+ARROW |= {"uint16": pa.uint16(), "int64": pa.int64(), "float16": pa.float16()}
+POLARS = {"bool": pl.Boolean, "float32": pl.Float32, "float64": pl.Float64, "int8": pl.Int8}
+POLARS |= {"uint16": pl.UInt16, "int64": pl.Int64}
+PANDAS = {"bool": "boolean", "float32": "Float32", "float64": "Float64", "int8": "Int8"}
+PANDAS |= {"uint16": "UInt16", "int64": "Int64"}
+SOURCES = [
+    *((name, lambda v, t=t: pa.array(v, t)) for name, t in ARROW.items()),
+    *((name, lambda v, t=t: pa.chunked_array([v[:1], v[1:]], t)) for name, t in ARROW.items()),
+    *((name, lambda v, t=t: pl.Series(v, dtype=t)) for name, t in POLARS.items()),
+    *((name, lambda v, t=t: pd.Series(v, dtype=t)) for name, t in PANDAS.items()),
+    *((name, lambda v, t=t: pd.array(v, dtype=t)) for name, t in PANDAS.items()),
+    *((name, lambda v, t=t: pd.Series(v, dtype=pd.ArrowDtype(t))) for name, t in ARROW.items()),
+]
+
+
+@pytest.mark.parametrize(("dtype", "make"), SOURCES)
+def test_nulls_are_counted_and_refused(dtype, make):
+    """Whatever has nulls is refused by name and count, and taken where it has none."""
+    one, zero = (True, False) if dtype == "bool" else (1, 0)
+    numbers = [one, zero, one]
+    np.testing.assert_array_equal(packed(dtype, make(numbers)), np.array(numbers, dtype))
+    for values, count in (([one, None, zero], "1 null,"), ([None, one, None], "2 nulls,")):
+        for field in (Column("x", dtype), Column("x", "complex64"), Scalar("x", dtype)):
+            with pytest.raises(ValueError, match=f"field 'x': {count}.*fill or drop") as refusal:
+                Layout([field]).pack({"x": make(values)}, rows=3)
+            assert "astype" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        ([1, None, 3], "1 null,"),
+        ([None] * 3, "3 nulls,"),
+        ([[1.0, None], [2.0, 3.0]], "1 null,"),
+        ([1.0, pd.NA], "1 null,"),
+        (np.array([1, None, None], object), "2 nulls,"),
+        (np.array([pd.NA, 1.0], object), "1 null,"),
+        (np.array([pd.NaT], object), "1 null,"),
+        (pd.Series([1.0, None], dtype=object), "1 null,"),
+        (pd.Series([[1.0, None], [1.0, 2.0]]), "1 null,"),
+        (None, "1 null,"),
+        (pa.FixedSizeListArray.from_arrays(pa.array([1.0, None, 2.0, 3.0]), 2), "1 null,"),
+        (pa.array([[1.0], None, [None]], pa.list_(pa.float32())), "1 null"),
+        (pl.Series([[1.0, None], [1.0, 2.0]], dtype=pl.Array(pl.Float32, 2)), "1 null,"),
+        (pd.Categorical([1, None]), "1 null,"),
+    ],
+    ids=str,
+)
+def test_nulls_wherever_they_hide(value, count):
+    """In lists, in arrays of objects, in lists of lists, and in the items of Arrow and polars."""
+    for dtype in ("float32", "int64", "bool"):
+        for shape in ((), (2,)):
+            with pytest.raises(ValueError, match=f"'x': {count}"):
+                packed(dtype, value, shape)
+
+
+def test_nan_is_a_value():
+    """A float that is no number is one all the same, in plain and in nullable columns."""
+    for value in (
+        [1.0, float("nan")],
+        pd.Series([1.0, np.nan], dtype="float32"),
+        pa.array([1.0, np.nan], pa.float32()),
+        pl.Series([1.0, np.nan], dtype=pl.Float32),
+    ):
+        assert np.isnan(packed("float32", value)[1])
+
+
+def test_polars_and_dask_arrays():
+    """What NumPy makes of other libraries' arrays is taken by its dtype."""
+    matrix = pl.Series([[1, 2, 3], [4, 5, 6]], dtype=pl.Array(pl.Int16, 3))
+    assert packed("int16", matrix, (3,)).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert packed("int64", dask.array.arange(4)).tolist() == [0, 1, 2, 3]
+    assert packed("float32", pd.DataFrame({"a": [1, 2]}, dtype="f4")["a"]).tolist() == [1, 2]
+
+
+# Objects, and the advice
+
+
+def followed(dtype, values, shape=()):
+    """What the error's own advice gives."""
+    with pytest.raises((TypeError, ValueError), match="field 'x': got") as refusal:
+        packed(dtype, values, shape)
+    text = str(refusal.value)
+    advice = text.rpartition("pass ")[2].partition(",")[0]
+    if advice.startswith("."):
+        advice = f"values{advice}"
+    return packed(dtype, eval(advice, {"np": np, "values": values}), shape)
+
+
+ROWS = [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "values", "wanted"),
+    [
+        ("float32", (3,), pa.array(ROWS, pa.list_(pa.float32(), 3)), ROWS),
+        ("float32", (3,), pa.array(ROWS, pa.list_(pa.float32())).to_pandas(), ROWS),
+        ("int32", (3,), pd.Series(ROWS), ROWS),
+        ("float64", (3,), pd.Series([np.array(row, "f8") for row in ROWS]), ROWS),
+        ("int8", (), np.array([1, 2, 3], object), [1, 2, 3]),
+        ("float32", (), pd.Series([1.5, 2], dtype=object), [1.5, 2]),
+        ("float64", (), np.arange(3, dtype="i2"), [0, 1, 2]),
+        ("float32", (), np.arange(3.0), [0, 1, 2]),
+        ("complex64", (), np.arange(3, dtype="f4"), [0, 1, 2]),
+    ],
+    ids=str,
+)
+def test_advice_is_right_when_followed(dtype, shape, values, wanted):
+    """What a refusal says to pass is taken, with the values that were meant."""
+    np.testing.assert_array_equal(followed(dtype, values, shape), wanted)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "message"),
+    [
+        ("int32", np.array([1.5, 2**40]), "declare the field float64; in int32 not all of its"),
+        ("int32", np.arange(3), "declare the field int64; in int32 not all"),
+        ("float32", np.arange(3), "declare the field int64; in float32 not all"),
+        ("float32", np.arange(3, dtype="c8"), "declare the field complex64"),
+        ("bool", np.arange(3, dtype="u1"), "declare the field uint8"),
+        ("int64", np.array(["2020"], "M8[s]"), "make int64 of them first, as you mean it"),
+        ("float32", np.array(["1.5"]), "make float32 of them first"),
+        ("float32", np.array(["1.5", "x"], object), r"got objects \(str\), expected float32"),
+        ("int8", pd.Series([[1], [2, 3]]), "lists of 1 to 2 items.*np.concatenate.*lengths"),
+        ("float32", np.array([{}, object()], object), r"got objects \(dict, object\)"),
+    ],
+)
+def test_no_advice_corrupts(dtype, values, message):
+    """Where a conversion would change values nobody is told to convert."""
+    with pytest.raises(TypeError, match=message) as refusal:
+        packed(dtype, values)
+    assert "astype" not in str(refusal.value)
+
+
+# Lists
+
+
+def nested(depth, length):
+    return [nested(depth - 1, length) for _ in range(length)] if depth else 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "shape"),
+    [
+        ([0.5] * 300_000, ()),
+        ([1, 2.5, True] * 100_000, ()),
+        ([[1.0, 2.0, 3.0]] * 100_000, (3,)),
+        ([((1.0, 2.0), (3.0, 4.0))] * 50_000, (2, 2)),
+        ([float("inf")] * 300_000, ()),
+    ],
+    ids=["numbers", "mixed", "vectors", "matrices", "infinite"],
+)
+def test_lists_cost_what_numpys_own_conversion_does(values, shape):
+    """At most ten times its time and memory, however the lists are nested."""
+    layout = column("float32", shape)
+
+    def cost(call):
+        begin = time.thread_time()
+        call()
+        return time.thread_time() - begin
+
+    ours, theirs = lambda: layout.pack({"x": values}), lambda: np.asarray(values, "f4")
+    costs = [(cost(ours), cost(theirs)) for _ in range(5)]
+    assert min(one for one, _ in costs) < 10 * min(other for _, other in costs)
+    peaks = []
+    for call in (ours, theirs):
+        tracemalloc.start()
+        call()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 10 * peaks[1]
+
+
+def test_lists_that_are_no_arrays():
+    """Ragged, endless and very deep lists end in a sentence about the field."""
+    endless = []
+    endless.append(endless)
+    deep = 1.0
+    for _ in range(100):
+        deep = [deep]
+    for value in ([[1.0], [2.0, 3.0]], [1.0, [2.0]], endless, deep):
+        with pytest.raises(ValueError, match="field 'x': "):
+            packed("float32", value)
+    assert packed("float32", nested(3, 2), (2, 2)).shape == (2, 2, 2)
+
+
+class Asked:
+    """An array that counts how often it is asked for its memory."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __array__(self, dtype=None, copy=None):
+        self.times += 1
+        return np.arange(3, dtype="f4")
+
+
+def test_arrays_are_asked_once():
+    """What computes or fetches its values when asked does it once."""
+    asked = Asked()
+    assert packed("float32", asked).tolist() == [0, 1, 2]
+    assert asked.times == 1
+
+
+# One value for all rows
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.array(2, "f4"), True])
+def test_one_value_for_all_rows(value):
+    """A column of numbers takes a single value, once the rows are known from elsewhere."""
+    layout = Layout([Column("x", "f4"), Column("y", "f4"), Column("v", "f4", (2,))])
+    rows = np.zeros((5, 2), "f4")
+    soa = layout.pack({"x": value, "y": [1.0] * 5, "v": rows})
+    assert soa["x"].tolist() == [float(value)] * 5
+    assert layout.pack({"x": value, "y": value, "v": rows}).rows == 5
+    assert layout.pack({"x": value, "y": value, "v": rows[:0]}).rows == 0
+    with pytest.raises(ValueError, match="single values alone say nothing about rows; pass rows="):
+        column("f4").pack({"x": value})
+    assert column("f4").pack({"x": value}, rows=3)["x"].tolist() == [float(value)] * 3
+    with pytest.raises(ValueError, match=r"'v': got shape \(\), expected \(5, 2\)"):
+        layout.pack({"x": value, "y": [1.0] * 5, "v": value})
+    with pytest.raises(TypeError, match="'x': got dtype float64, expected float32"):
+        column("f4").pack({"x": np.float64(2)}, rows=3)
+
+
+# Item assignment
+
+
+LAYOUT = Layout(
+    [
+        Column("x", "f4"),
+        Column("y", "f4"),
+        Column("k", "i4"),
+        Column("v", "f4", (3,)),
+        Column("z", "f4"),
+        Scalar("n", "i4"),
+    ]
+)
+
+
+def filled():
+    soa = LAYOUT.allocate(4)
+    for number, name in enumerate("xykz"):
+        soa[name][:] = np.arange(4) + 10 * number
+    soa["v"][:] = np.arange(12).reshape(4, 3)
+    soa[Value("n")][...] = 7
+    return soa
+
+
+IN_PLACE = {
+    "+=": operator.iadd, "-=": operator.isub, "*=": operator.imul, "//=": operator.ifloordiv,
+    "%=": operator.imod, "**=": operator.ipow, "/=": operator.itruediv, "&=": operator.iand,
+    "|=": operator.ior, "^=": operator.ixor, "<<=": operator.ilshift, ">>=": operator.irshift,
+    "@=": operator.imatmul,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["x", "k", "v", ["x", "y"], Value("n"), "n"], ids=str)
+@pytest.mark.parametrize("operation", IN_PLACE)
+def test_in_place_operators(operation, key):
+    """Each of Python's works as on the NumPy view, or raises and has written nothing."""
+    soa, alone = filled(), filled()[key].copy()
+    before = soa.buffer.root.copy()
+    try:
+        alone = IN_PLACE[operation](alone, 2)
+        works = key != "n"  # a scalar shown for every row cannot be written there
+    except (TypeError, ValueError):
+        works = False
+    try:
+        soa[key] = IN_PLACE[operation](soa[key], 2)  # what Python makes of the statement
+    except (TypeError, ValueError):
+        assert not works
+        np.testing.assert_array_equal(soa.buffer.root, before)
+    else:
+        assert works
+        np.testing.assert_array_equal(soa[key], alone)
+
+
+def test_in_place_statements():
+    """As people write them, on slices, too."""
+    soa = filled()
+    soa["x"] += 1
+    soa[1:3]["x"] *= 10
+    soa[["x", "y"]] -= 1
+    soa[Value("n")] += 1
+    assert soa["x"].tolist() == [0, 19, 29, 3]
+    assert soa["y"].tolist() == [9, 10, 11, 12]
+    assert soa[Value("n")] == 8
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("x", [9, 8, 7, 6]),
+        ("x", np.array([9, 8, 7, 6], ">f4")),
+        ("x", pl.Series([9, 8, 7, 6], dtype=pl.Float32)),
+        ("x", 5),
+        ("v", np.ones((4, 3), "f4")),
+        (["x", "y"], np.ones((4, 2), "f4")),
+        (("y", "x"), [[1, 2]] * 4),
+        (["z", "x"], [[1, 2]] * 4),
+        ("n", 3),
+        (Value("n"), np.int32(3)),
+    ],
+    ids=str,
+)
+def test_assignment(key, value):
+    """Item assignment writes what `pack` would take, and nothing else."""
+    soa = filled()
+    soa[key] = value
+    if isinstance(key, (list, tuple)):
+        found = np.stack([soa[name] for name in key], axis=1)
+    else:
+        found = soa[key]
+    np.testing.assert_array_equal(found, np.broadcast_to(np.asarray(value, "f4"), found.shape))
+    twin = filled()
+    for name in soa:
+        if name not in (key if isinstance(key, (list, tuple)) else [getattr(key, "name", key)]):
+            np.testing.assert_array_equal(soa[name], twin[name])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "message"),
+    [
+        ("x", np.arange(4.0), TypeError, "'x': got dtype float64, expected float32"),
+        ("x", np.arange(4, dtype="i4"), TypeError, "'x': got dtype int32"),
+        ("k", [1.5] * 4, TypeError, "'k': got Python numbers that need dtype float64"),
+        ("k", [2**31] * 4, ValueError, "'k': Python integer 2147483648 out of"),
+        ("x", [1, 2, 3], ValueError, r"'x': got shape \(3,\), expected \(4,\)"),
+        ("x", np.zeros((4, 1), "f4"), ValueError, "'x': got shape"),
+        ("x", np.zeros((1,), "f4"), ValueError, "'x': got shape"),
+        ("v", 1, ValueError, r"'v': got shape \(\), expected \(4, 3\)"),
+        ("v", np.zeros((3, 4), "f4"), ValueError, "rows come first: pass its transpose"),
+        ("x", [1, None, 2, 3], ValueError, "'x': 1 null"),
+        ("n", [1, 2, 3, 4], ValueError, r"'n': got shape \(4,\), expected \(\)"),
+        ("t", 1, KeyError, "no column 't'"),
+        (["x", "t"], 1, KeyError, "no column 't'"),
+        (["x", "k"], np.zeros((4, 2), "f4"), ValueError, "do not make one array; assign one"),
+        (["x", "v"], np.zeros((4, 2), "f4"), ValueError, "do not make one array"),
+        (["n"], np.zeros((4, 1), "i4"), ValueError, "do not make one array"),
+        (["x", "x"], np.zeros((4, 2), "f4"), ValueError, "'x' stands twice"),
+        (["x", "y"], np.zeros((2, 4), "f4"), ValueError, "rows come first"),
+        (["x", "y"], 0, ValueError, r"got shape \(\), expected \(4, 2\)"),
+        ([], 0, ValueError, "list of columns is empty"),
+        (slice(1, 2), 0, TypeError, r"column by column: soa\[a:b\]\[name\] = values"),
+        (3, 0, TypeError, "an SoA takes a field's name"),
+        (Value("x"), 0, ValueError, "'x' is a Column"),
+    ],
+    ids=str,
+)
+def test_bad_assignments(key, value, error, message):
+    """What does not fit is refused before anything is written."""
+    soa = filled()
+    before = soa.buffer.root.copy()
+    with pytest.raises(error, match=message):
+        soa[key] = value
+    np.testing.assert_array_equal(soa.buffer.root, before)
+
+
+def test_assignment_from_the_memory_itself():
+    """What is assigned is read before it is overwritten."""
+    soa = filled()
+    soa["x"] = soa["x"][::-1]
+    assert soa["x"].tolist() == [3, 2, 1, 0]
+    soa[["x", "y"]] = soa[["x", "y"]][:, ::-1]
+    assert soa["x"].tolist() == [10, 11, 12, 13]
+    assert soa["y"].tolist() == [3, 2, 1, 0]
+
+
+def test_assignment_to_read_only_memory():
+    """It is refused, and says so; through a view NumPy does the same."""
+    soa = LAYOUT.wrap(bytes(filled().buffer.root), 4)
+    for key, value in (("x", 0), (["x", "y"], np.zeros((4, 2), "f4")), (Value("n"), 1)):
+        with pytest.raises(BufferError, match="read-only"):
+            soa[key] = value
+    with pytest.raises(ValueError, match="read-only"):
+        soa["x"] += 1
+
+
+def test_numpys_rules_hold_through_the_view():
+    """A view takes what NumPy converts, and narrows as NumPy does: the documents say so."""
+    soa = filled()
+    soa["x"][:] = np.array([1, 2, 3, 2**24 + 1.0])
+    assert soa["x"].tolist() == [1, 2, 3, 2**24]
+    assert "may narrow" in SoA.__doc__
