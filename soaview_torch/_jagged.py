@@ -26,10 +26,11 @@ def jagged(
     dimension, so that they can be combined. Offsets and counts are read, which waits for a device,
     and kept as a copy.
 
-    torch has no gradient of their `sum` and `mean` over the rows of an event: where you train, give
-    `values()` and the event numbers of `segments` to `index_add`. Attention
-    (`F.scaled_dot_product_attention`, `nn.MultiheadAttention`) fails on columns that are stacked by
-    strides, with a message about strides or `view`: pass `copy=True`.
+    torch has no gradient of their `sum` and `mean`, as it lacks `_nested_sum_backward`: where you
+    train, give `values()` and the event numbers of `segments` to `index_add`.
+    `F.scaled_dot_product_attention` finds "no viable backend" for several columns side by side,
+    whose rows are not contiguous: pass `copy=True`. `nn.MultiheadAttention` takes no jagged tensors
+    at all: pad them, `to_padded_tensor(0.0)`, and mask the padding.
 
     Args:
         soa: the memory, one row for each hit, muon, ...
@@ -142,5 +143,7 @@ def _device(soa: SoA) -> torch.device:
         with torch.inference_mode(False):
             return memory_of(soa.buffer)["uint8"].device
     if soa.device != "cpu":
-        raise BufferError(f"the SoA is on {soa.device}, where torch has no memory of its; move it")
+        raise BufferError(
+            f"the SoA is JAX's, on {soa.device}; outside of jit, pass jax.device_get(soa)"
+        )
     return torch.device("cpu")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import pickle
-from itertools import pairwise
+import warnings
+from itertools import accumulate, pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 from jax.sharding import NamedSharding, PartitionSpec
 from places import PretendedMemory
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import soaview_jax
 import soaview_torch
@@ -143,18 +147,226 @@ def test_bad_cuts(soa, bad):
     cuts, error, match = BAD_CUTS[bad]
     with pytest.raises(error, match=match):
         jagged(soa, Spec(x="x"), **cuts)
-    with pytest.raises(error, match=match):
-        soaview_jax.segments(soa, **cuts)
+    for segments in SEGMENTS:
+        with pytest.raises(error, match=match):
+            segments(soa, **cuts)
+
+
+SEGMENTS = [soaview_torch.segments, soaview_jax.segments]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+@pytest.mark.parametrize(
+    ("counts", "total"),
+    [
+        ([2**61] * 9, 9 * 2**61),
+        ([2**62] * 2, 2**63),
+        ([2**61, 2**62, 2**62, 2**62, 2**62], 2**61 + 2**64),
+        ([2**62, *[0] * 6, *[2**62] * 4], 5 * 2**62),
+    ],
+    ids=str,
+)
+def test_sums_that_64_bits_do_not_hold(kind, counts, total):
+    """Counts are added exactly, however many rows they make together."""
+    huge = Layout([Scalar("n", "int8")]).allocate(2**62)
+    with pytest.raises(ValueError, match=f"the events have {total} rows, the SoA has {2**62}"):
+        jagged(huge, Spec(n="n"), counts=kind(counts))
+    calls = [lambda: soaview_torch.segments(huge, counts=kind(counts))]
+    if kind is not torch.tensor:
+        calls += [lambda: x64(lambda: soaview_jax.segments(huge, counts=kind(counts)))]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"the events have {total} rows, the SoA has"):
+            call()
+
+
+def x64(call):
+    with jax.enable_x64(True):
+        return call()
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+@pytest.mark.parametrize("counts", [[2**62], [0, 2**62, 0], [2**61, 0, 2**61], [2**60] * 4, []])
+def test_sums_that_64_bits_hold(kind, counts):
+    """As many events as rows allow are cut exactly where they are, however large they are."""
+    rows = sum(counts)
+    huge = Layout([Scalar("n", "int8")]).allocate(rows)
+    given = kind(counts) if counts else np.array(counts, "int64")
+    [n] = jagged(huge, Spec(n="n"), counts=given)
+    assert n.offsets().tolist() == [0, *accumulate(counts)]
 
 
 def test_rows_after_the_last_event(soa):
-    """Torch refuses them, and says how to leave them out; in JAX they belong to no event."""
+    """`jagged` says how to leave them out; of segments, they belong to an event after the last."""
     with pytest.raises(ValueError, match=r"have 7 rows, the SoA has 10; take its slice, soa\[:7\]"):
         jagged(soa, Spec(x="x"), counts=[3, 4])
     ids = soaview_jax.segments(soa, counts=[3, 4])
     assert ids.tolist() == [0] * 3 + [1] * 4 + [2] * 3
     sums = jax.ops.segment_sum(jnp.array(soa["x"]), ids, num_segments=2)
-    np.testing.assert_allclose(sums, [soa["x"][:3].sum(), soa["x"][3:7].sum()], rtol=1e-5)
+    wanted = [soa["x"][:3].sum(), soa["x"][3:7].sum()]
+    np.testing.assert_allclose(sums, wanted, rtol=1e-5)
+    ids = soaview_torch.segments(soa, counts=[3, 4])
+    assert ids.tolist() == [0] * 3 + [1] * 4 + [2] * 3
+    [x] = soaview_torch.tensors(soa, Spec(x="x"))
+    sums = torch.zeros(3).index_add(0, ids, x)[:2]
+    np.testing.assert_allclose(sums, wanted, rtol=1e-5)
+    with pytest.raises((IndexError, RuntimeError), match="index"):
+        torch.zeros(2).index_add(0, ids, x)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10])
+def test_segments_in_torch(rows):
+    """Ids of int64 for `index_add` and `scatter_reduce`, with gradients, in every mode."""
+    soa = LAYOUT.allocate(rows)
+    soa["x"][:] = np.arange(1, rows + 1)
+    counts = np.bincount(np.arange(rows) // 3, minlength=2)
+    for given in (counts, torch.from_numpy(counts), counts.tolist()):
+        ids = soaview_torch.segments(soa, counts=given)
+        assert (ids.dtype, ids.device.type, ids.shape) == (torch.int64, "cpu", (rows,))
+        assert ids.tolist() == [row // 3 for row in range(rows)]
+    with torch.inference_mode():
+        ids = soaview_torch.segments(soa, np.cumsum([0, *counts]))
+    assert ids.tolist() == [row // 3 for row in range(rows)]
+    [x] = soaview_torch.tensors(soa, Spec(x="x"))
+    weight = torch.ones(rows, requires_grad=True)
+    pooled = torch.zeros(len(counts)).index_add(0, ids, x * weight)
+    (pooled**2).sum().backward()
+    assert weight.grad.tolist() == [2 * pooled[i] * v for i, v in zip(ids, x, strict=True)]
+    most = torch.zeros(len(counts)).scatter_reduce(0, ids, x, "amax")
+    assert most.tolist() == [x[ids == i].max().item() if c else 0 for i, c in enumerate(counts)]
+    ids.fill_(0)
+    assert soa["x"].tolist() == list(range(1, rows + 1))
+
+
+def test_segments_need_no_memory_to_write(soa):
+    """Read-only memory, a slice, and what JAX made have segments, too."""
+    frozen = LAYOUT.wrap(bytes(soa.buffer.root), 10)
+    made = jax.device_put(soa)
+    for some in (frozen, made, soa[2:7], frozen[2:7]):
+        counts = [1, len(some) - 2]
+        wanted = [0, *[1] * (len(some) - 2), 2]
+        assert soaview_torch.segments(some, counts=counts).tolist() == wanted
+    elsewhere = LAYOUT.from_pointer(1 << 40, 10, device="cuda:0")
+    with pytest.raises(BufferError, match="torch does not take memory on cuda:0"):
+        soaview_torch.segments(elsewhere, counts=[10])
+    with pytest.raises(BufferError, match="the SoA is JAX's, on no device: it is traced; outside"):
+        jax.jit(lambda s: soaview_torch.segments(s, counts=[10]))(soa)
+
+
+def test_segments_of_a_device(soa):
+    """They are made where the memory is."""
+    there = PretendedMemory().wrap(LAYOUT, soa.buffer.root, 10)
+    ids = soaview_torch.segments(there, counts=torch.tensor([4, 6]))
+    assert ids.tolist() == [0] * 4 + [1] * 6
+
+
+@pytest.mark.parametrize("cuts", [OFFSETS, [0, 10], [0, 4, 10], [0, 0, 10]], ids=str)
+def test_the_lengths_that_torch_is_told(soa, cuts):
+    """The rows of the shortest and longest event, which torch would have to look for."""
+    for given in ({"offsets": cuts}, {"counts": torch.tensor(np.diff(cuts))}):
+        [x] = jagged(soa, Spec(x="x"), **given)
+        assert x._maybe_min_seqlen == min(np.diff(cuts))
+        assert x._maybe_max_seqlen == max(np.diff(cuts))
+    [x] = jagged(soa[:0], Spec(x="x"), [0])
+    assert (x._maybe_min_seqlen, x._maybe_max_seqlen) == (0, 0)
+
+
+def odd_cuts():
+    """Tensors of integers that are not simply memory."""
+    with FakeTensorMode():
+        fake = torch.tensor([0, 10])
+    plain = torch.tensor([0, 10])
+    return {
+        "fake": fake,
+        "a subclass": plain.as_subclass(type("Own", (torch.Tensor,), {})),
+        "functional": torch._to_functional_tensor(plain),
+        "zero": torch._efficientzerotensor(2, dtype=torch.int64),
+        "nested": torch.nested.nested_tensor([plain], layout=torch.jagged),
+    }
+
+
+@pytest.mark.parametrize("kind", ["fake", "a subclass", "functional", "zero", "nested"])
+def test_cuts_that_are_no_memory(soa, kind):
+    """Tensors around which torch has put something are refused before they are read."""
+    odd = odd_cuts()[kind]
+    for call in (jagged, lambda soa, _, odd: soaview_torch.segments(soa, odd)):
+        with pytest.raises(TypeError, match="offsets must be a plain dense tensor, got"):
+            call(soa, Spec(x="x"), odd)
+    with pytest.raises(TypeError, match="counts must be a plain dense tensor"):
+        torch.func.vmap(lambda c: soaview_torch.segments(soa, counts=c))(torch.tensor([[4, 6]]))
+
+
+# What torch cannot do with nested tensors, as the docstrings say. Where one of these fails because
+# torch now can, take the sentence out.
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_torch_has_no_gradient_of_jagged_sums(soa, copied):
+    """Neither of `sum` nor of `mean`; of `amax`, and of `segments` with `index_add`, it has."""
+    [x] = jagged(soa, Spec(x=["x", "y"]), OFFSETS, copy=copied)
+    weight = torch.ones(2, requires_grad=True)
+    for reduced in ((x * weight).sum(1), (x * weight).mean(1)):
+        with pytest.raises(
+            (NotImplementedError, RuntimeError), match="_nested_sum_backward|SymInt"
+        ):
+            reduced.sum().backward()
+    (x * weight).amax(1).sum().backward()
+    weight.grad = None
+    ids = soaview_torch.segments(soa, OFFSETS)
+    sums = torch.zeros(5, 2).index_add(0, ids, (x * weight).values())
+    (sums * torch.arange(5)[:, None]).sum().backward()
+    wanted = (soa[["x", "y"]] * ids.numpy()[:, None]).sum(0)
+    np.testing.assert_allclose(weight.grad, wanted, rtol=1e-5)
+
+
+def heads(nested):
+    """Two heads of four columns."""
+    return nested.unflatten(-1, [2, 4]).transpose(1, 2)
+
+
+def wide(rows=40):
+    soa = Layout([Column(f"c{i}", "float32") for i in range(8)]).allocate(rows)
+    for number, name in enumerate(soa):
+        soa[name][:] = np.random.default_rng(number).normal(size=rows)
+    return soa, Spec(x=list(soa))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")  # torch's own
+def test_torch_attends_to_no_strided_columns():
+    """Over nested tensors of strided columns it finds no backend; over copies it does."""
+    soa, spec = wide()
+    counts = [10, 20, 10]
+    [strided] = jagged(soa, spec, counts=counts)
+    with pytest.raises(RuntimeError, match="No viable backend for scaled_dot_product_attention"):
+        F.scaled_dot_product_attention(*[heads(strided)] * 3)
+    [copied] = jagged(soa, spec, counts=counts, copy=True)
+    found = F.scaled_dot_product_attention(*[heads(copied)] * 3)
+    for given, event in zip(copied.unbind(), found.unbind(), strict=True):
+        h = given.unflatten(-1, [2, 4]).transpose(0, 1)
+        torch.testing.assert_close(event, F.scaled_dot_product_attention(h, h, h))
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    with torch.inference_mode(), pytest.raises(AssertionError, match="not support NestedTensor"):
+        attention(copied, copied, copied)
+    padded = copied.to_padded_tensor(0.0)
+    assert attention(padded, padded, padded)[0].shape == (3, 20, 8)
+
+
+def test_flash_attention_takes_no_strided_columns():
+    """Where it is demanded, it is not available for a strided last axis; for a copy it is."""
+    soa = Layout([Column(f"c{i}", "float32", (8,)) for i in range(6)]).allocate(40)
+    out = Layout([Column(f"o{i}", "float32", (8,)) for i in range(6)]).allocate(40)
+    pairs = (soa, Spec(x=list(soa))), (out, Spec(y=list(out)))
+
+    def attend(x):
+        h = x.unflatten(-1, [2, 4]).transpose(1, 2)
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(h, h, h).transpose(1, 2).flatten(2)
+
+    with (
+        warnings.catch_warnings(action="ignore"),  # in which torch says why not
+        pytest.raises(RuntimeError, match="No available kernel"),
+    ):
+        soaview_torch.forward(attend, *pairs)
+    soaview_torch.forward(attend, *pairs, copy=True)
 
 
 def test_a_value_has_no_rows(soa):
