@@ -126,8 +126,12 @@ def root_columns(path: Path, tree: str, columns: list[str]) -> tuple[SoA, Spec]:
         counts = {n: len(values[n]) if n in values else branches[n].num_entries for n in columns}
         if len(set(counts.values())) > 1:
             raise ValueError(f"the columns differ in length: {counts}")
-        dtypes = {n: values[n].dtype if n in values else in_place[n].to_dtype for n in columns}
-        fields = [Column(name, dtype.newbyteorder("=")) for name, dtype in dtypes.items()]
+        fields = [
+            Column(name, values[name].dtype.newbyteorder("="), values[name].shape[1:])
+            if name in values
+            else Column(name, in_place[name].to_dtype.newbyteorder("="))
+            for name in columns
+        ]
         # Columns of one dtype become one tensor; an array in each row is one of its own.
         fields.sort(key=lambda column: (column.dtype, column.shape))
         soa = Layout(fields).allocate(counts[columns[0]])
@@ -155,12 +159,13 @@ def _named(group: Any, what: str, name: str) -> Any:
 
 
 def _flattened(branch: Any) -> NDArray[Any]:
-    """All numbers of a branch, one after another."""
+    """All numbers of a branch, one after another; arrays of one fixed size stay together."""
     awkward = importlib.import_module("awkward")  # uproot needs it
     array = branch.array()
     if array.fields:
         raise ValueError(f"branch {branch.name!r} holds records; name one of its members")
-    numbers: NDArray[Any] = awkward.to_numpy(awkward.flatten(array, axis=None))
+    fixed = isinstance(array.type.content, awkward.types.RegularType)
+    numbers: NDArray[Any] = awkward.to_numpy(array if fixed else awkward.flatten(array, axis=None))
     return numbers
 
 

@@ -46,6 +46,35 @@ def test_columns_are_read_in_place(file):
     assert soa["mass"].any()
 
 
+@pytest.mark.parametrize("kind", ["TTree", "RNTuple"])
+def test_arrays_of_a_fixed_size(kind, tmp_path, capsys):
+    """They become vector and matrix columns, each a tensor of its own, beside the others."""
+    path, rows = tmp_path / "arrays.root", 33
+    branches = {
+        "pt": RANDOM.normal(size=rows).astype("f4"),
+        "state": RANDOM.normal(size=(rows, 5)).astype("f4"),
+        "float32": RANDOM.normal(size=(rows, 3)),
+        "cov": RANDOM.normal(size=(rows, 2, 3)),
+        "eta": RANDOM.normal(size=rows).astype("f4"),
+    }
+    with uproot.recreate(path) as out:
+        if kind == "TTree":
+            types = {name: np.dtype((v.dtype, v.shape[1:])) for name, v in branches.items()}
+            out.mktree("events", types).extend(branches)
+        else:
+            out.mkrntuple("events", branches)
+    soa, spec = root_columns(path, "events", list(branches))
+    for name, values in branches.items():
+        assert soa.layout[name].shape == values.shape[1:]
+        np.testing.assert_array_equal(soa[name], values)
+    assert spec["state"] == "state"
+    assert spec["float32"] == "float32"
+    assert spec["float32 columns"] == ("pt", "eta")
+    assert soa[["pt", "eta"]].shape == (rows, 2)
+    main(["demo", "--root", str(path), "--tree", "events", "--columns", *branches])
+    assert "A COPY" not in capsys.readouterr().out
+
+
 def test_lists_are_flattened(file):
     """A branch with a list per entry gives all its numbers."""
     soa, _ = root_columns(file, "events", ["hit"])
