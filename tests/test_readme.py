@@ -33,7 +33,7 @@ def test_the_code_about_traps_runs(tmp_path, monkeypatch):
     """So does that of the page about other libraries' traps."""
     monkeypatch.chdir(tmp_path)
     _, count = run("docs/traps.md")
-    assert count == 10
+    assert count == 11
 
 
 def test_the_readme_begins_with_code():
