@@ -35,6 +35,10 @@ def test_mapping_protocol():
     assert len(spec) == 3
     assert "cov" in spec
     assert 3 not in spec
+    assert ["cov"] not in spec
+    for key in (3, ["cov"], {}):
+        with pytest.raises(KeyError, match="no tensor .*there are "):
+            spec[key]
     assert spec["features"] == ("x", "y")
     assert spec.get("nothing") is None
     with pytest.raises(KeyError, match="no tensor 'feature'; did you mean 'features'"):
