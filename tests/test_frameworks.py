@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import pickle
+import time
 
+import dask.array
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import places
+import polars as pl
 import pytest
 import torch
 from dask.sizeof import sizeof
@@ -281,3 +286,71 @@ def test_dask_knows_the_size():
     event = blocks.allocate({"a": 10, "b": 1000})
     assert sizeof(event) == blocks.nbytes({"a": 10, "b": 1000})
     assert sizeof([soa, soa]) > 2 * soa.buffer.nbytes
+
+
+def test_views_are_arrays_to_others():
+    """JAX, torch, Dask, pandas and polars take a view as they take NumPy's arrays."""
+    layout = Layout([Column("x", "float32"), Column("y", "float32"), Column("h", "bfloat16")])
+    soa = layout.pack({"x": np.arange(33, dtype="f4"), "y": 1.0, "h": [2] * 33})
+    xy, x, h = views(soa, Spec(xy=["x", "y"], x="x", h="h"))
+    table = soa[["x", "y"]]
+    assert (jnp.asarray(xy) == table).all()
+    assert jnp.asarray(h).dtype == jnp.bfloat16
+    assert jnp.asarray(x).sum() == 528
+    assert jax.jit(lambda v: v.sum())(np.asarray(x)) == 528
+    assert torch.as_tensor(np.asarray(xy)).sum() == table.sum()
+    for chunks in (10, (7, 1), "auto"):
+        lazy = dask.array.from_array(xy, chunks=chunks)
+        assert (lazy.shape, lazy.dtype) == ((33, 2), np.float32)
+        np.testing.assert_array_equal(lazy[3:20].compute(), table[3:20])
+    assert pd.Series(np.asarray(x)).sum() == pl.Series(np.asarray(x)).sum() == 528
+    assert jnp.result_type(x) == np.float32
+
+
+def costs(call, sizes):
+    """The least thread time of a few calls at each size, taken by turns."""
+    found = {size: [] for size in sizes}
+    for _ in range(3):
+        for size in sizes:
+            begin = time.thread_time()
+            call(size)
+            found[size].append(time.thread_time() - begin)
+    return [min(times) for times in found.values()]
+
+
+@functools.cache
+def wide(columns):
+    layout = Layout([Column(f"c{number}", "int8") for number in range(columns)])
+    return layout, layout.allocate(2), [*layout]
+
+
+REFUSALS = {
+    "reversed": lambda layout, soa, names: views(soa, Spec(t=names[::-1])),
+    "uneven": lambda layout, soa, names: views(soa, Spec(t=[*names[:9], *names[11:]])),
+    "an index": lambda layout, soa, names: soa[names[::-1]],
+    "torch": lambda layout, soa, names: soaview_torch.tensors(soa, Spec(t=names[::-1])),
+    "jax": lambda layout, soa, names: soaview_jax.arrays(soa, Spec(t=names[::-1])),
+    "twice": lambda layout, soa, names: soaview_torch.write(soa, Spec(t=names, u="c0"), []),
+    "no such name": lambda layout, soa, names: views(soa, Spec(t=[*names, "c"])),
+    "no arrays": lambda layout, soa, names: layout.pack({}),
+    "offsets": lambda layout, soa, names: layout.check(dict.fromkeys(names, 1), 9),
+    "a dtype": lambda layout, soa, names: layout.wrap(np.zeros(9, "f4"), 9),
+    "forward": lambda layout, soa, names: soaview_torch.forward(
+        len, (soa, Spec(t=names[::-1])), (soa, Spec(t="c0"))
+    ),
+    "written twice": lambda layout, soa, names: soaview_torch.forward(
+        len, (soa, Spec(t="c0")), [(soa, Spec(t=names)), (soa, Spec(u="c7"))]
+    ),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_refusals_take_time_in_proportion(refusal):
+    """Ten times as many fields take some ten times as long to refuse, not a hundred times."""
+
+    def refused(columns):
+        with pytest.raises((BufferError, KeyError, TypeError, ValueError)):
+            REFUSALS[refusal](*wide(columns))
+
+    few, many = costs(refused, (2000, 20_000))
+    assert many < 40 * few + 0.01
