@@ -6,6 +6,8 @@ import re
 import sys
 import weakref
 from collections.abc import Callable
+from functools import partial
+from operator import setitem
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,14 +153,15 @@ class DeviceBuffer(Buffer):
             asked.pop("max_version", None)
         return self.producer(view).__dlpack__(**asked)
 
-    def fill(self, view: View, array: Any) -> None:
-        """Write an array of this device, of any framework's, where the view is."""
+    def filling(self, view: View, array: Any) -> Callable[[], object]:
+        """What writes an array of this device, of any framework's, where the view is.
+
+        Whatever can be refused is refused before.
+        """
         target = self.producer(view)
         given = sys.modules[_framework(target)].from_dlpack(array)
-        if hasattr(target, "copy_"):
-            target.copy_(given)
-        else:
-            target[...] = given
+        write = target.copy_ if hasattr(target, "copy_") else partial(setitem, target, ...)
+        return partial(write, given)
 
 
 _CUDA = "__cuda_array_interface__"

@@ -20,8 +20,10 @@ from ._tree import (
     NARROW,
     Leaves,
     cut,
+    from_leaves,
     imported,
     leaves,
+    op_by_op,
     x64,
 )
 
@@ -38,12 +40,11 @@ def arrays(
     and row count, whatever `copy` is. On a CPU, XLA may take bfloat16 through float32 on the way:
     subnormal numbers can become zero, as in its arithmetic.
 
-    Outside, and where JAX runs a function as it is (`custom_vjp` without `jit`, `jax.disable_jit`),
-    XLA imports only memory that is dense, in any order of the axes, and starts on a multiple of 64
-    bytes. A column of plain numbers is dense at every row count; a vector, a matrix or neighbouring
-    columns are when no padding lies between them. Read-only memory is welcome. Of another
-    framework's memory on a device, JAX imports views of torch's or CuPy's, one of which must have
-    been imported; JAX's stream waits for the producer's.
+    Outside, XLA imports only memory that is dense, in any order of the axes, and starts on a
+    multiple of 64 bytes. A column of plain numbers is dense at every row count; a vector, a matrix
+    or neighbouring columns are when no padding lies between them. Read-only memory is welcome. Of
+    another framework's memory on a device, JAX imports views of torch's or CuPy's, one of which
+    must have been imported; JAX's stream waits for the producer's.
 
     JAX computes asynchronously, over the memory itself: results still being computed see what is
     written into it, so write when `jax.block_until_ready` has returned them. Arrays outside of
@@ -55,7 +56,10 @@ def arrays(
         spec: which columns make each array.
         copy: outside of transformations, `False` never copies; `None` copies only the arrays that
             XLA cannot import; `True` copies all. Copies are finished when they are returned, and
-            independent of the SoA.
+            independent of the SoA. Of an SoA that JAX made, which is immutable, `False` acts as
+            `None`, and so it does under `jax.disable_jit`, `jax.debug_nans` and `jax.debug_infs`:
+            there JAX runs jitted functions as they are, on the SoA itself, and nothing tells. What
+            is split over several devices is always copied, on these.
         padded: give the padded rows (pitch / itemsize) instead of the valid ones: dense at every
             row count. `soa.rows` says how many of them are valid.
 
@@ -81,21 +85,27 @@ def arrays(
     ready = soa.ready.get("jax") if copy is False and type(soa) is SoA else None
     if ready and ready[0] is spec and ready[1] is padded and ready[2] is wide:
         return list(starmap(_alias, ready[3]))
+    if padded is True and op_by_op() and _is_slice_of_memory(soa):
+        soa = from_leaves(soa.layout, soa.rows, leaves(soa))  # as `jit` has it: of its rows alone
     found = views_or_columns(soa, spec, padded=padded)
     if not wide:
         for view in found:
             check_width(view)
     buffer = soa.buffer
     if isinstance(buffer, Leaves):
-        if buffer.traced or (copy is not False and buffer.elsewhere):
+        if buffer.traced:
             return [cut(view) for view in found]
+        if buffer.elsewhere:
+            with jax.ensure_compile_time_eval():
+                return [cut(view).block_until_ready() for view in found]
+        copy = copy or None
         found = [v if isinstance(v, Scattered) else buffer.locate(v) for v in found]
     if copy is True:
         with jax.ensure_compile_time_eval():
             return _copies(soa, spec, padded, found)
     obstacles = [_obstacle(soa, view) for view in found]
     copied = [view for view, obstacle in zip(found, obstacles, strict=True) if obstacle]
-    if copied and copy is False:
+    if copied and copy is False and not op_by_op():
         raise BufferError(
             f"tensor {copied[0].name!r}: {next(filter(None, obstacles))}. In a function under "
             f"jax.jit, given the SoA as an argument, arrays works for every spec"
@@ -119,6 +129,10 @@ def batch(soa: SoA, spec: Spec, start: jax.Array) -> list[jax.Array]:
         for view in found:
             check_width(view)
     return [cut(view, start) for view in found]
+
+
+def _is_slice_of_memory(soa: SoA) -> bool:
+    return type(soa) is SoA and soa.rows != soa.capacity and not isinstance(soa.buffer, Leaves)
 
 
 def check_width(view: View | Scattered) -> None:

@@ -41,7 +41,7 @@ def to(soa: Movable, device: jax.Device | NamedSharding) -> Movable:
     >>> mesh = jax.make_mesh((1,), ("rows",))
     >>> soa = Layout([Column("x", "float32")]).pack({"x": [1.0, 2.0]})
     >>> to(soa, NamedSharding(mesh, PartitionSpec("rows")))
-    SoA(2 rows, 128 bytes on cpu, read-only: x)
+    SoA(2 rows, 128 bytes on cpu, read-only: x float32)
     """
     if isinstance(soa, SoABlocks):
         moved = {name: _to(block, device) for name, block in soa.items()}
@@ -68,7 +68,7 @@ def _to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
     even = soa.layout.dense_rows(1) * parts
     shardings = []
     for run in runs(soa.layout, soa.rows):
-        shardings.append(columns if soa.layout.field(run.names[0]).per_row else scalars)
+        shardings.append(columns if soa.layout[run.names[0]].per_row else scalars)
         if shardings[-1] is columns and run.shape[1] % parts:
             raise ValueError(
                 f"{parts} devices do not divide the {run.shape[1]} padded rows of "

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from soaview import SoA
 from soaview._buffer import exact_int
@@ -29,6 +30,7 @@ def mask(soa: SoA, count: jax.Array | int) -> jax.Array:
     if isinstance(count, jax.core.Tracer):
         if count.shape or not jnp.issubdtype(count.dtype, jnp.integer):
             raise TypeError(f"count must be one integer, got {count.dtype} of shape {count.shape}")
+        count = _among(count, soa.rows)
     else:
         count = exact_int(count, "count")
         if not 0 <= count <= soa.rows:
@@ -62,8 +64,13 @@ def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> jax.Array:
     what, given = ("counts", counts) if offsets is None else ("offsets", offsets)
     if isinstance(given, jax.core.Tracer):
         check_kind(what, given.shape, jnp.issubdtype(given.dtype, jnp.integer), given.dtype)
-        wide = given.astype(jnp.int64 if x64() else jnp.int32)
-        ends = wide.cumsum() if offsets is None else wide[1:]
+        ends = _among(given, soa.rows)
+        if offsets is None:
+            # Without a sign, a sum that is too large does not come to be among the rows again.
+            sums = ends.astype(jnp.uint64 if x64() else jnp.uint32).cumsum()
+            ends = _among(sums, soa.rows)
+        else:
+            ends = ends[1:]
     else:
         host = host_cuts(what, given, soa.rows)
         host = np.concatenate([[0], host.cumsum()]) if offsets is None else host
@@ -73,6 +80,13 @@ def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> jax.Array:
     # A row's event is the number of those that have ended before it.
     ended = jnp.zeros(soa.rows, jnp.int32).at[ends].add(1, mode="drop")
     return ended.cumsum(dtype=jnp.int32)
+
+
+def _among(number: jax.Array, rows: int) -> jax.Array:
+    """A traced integer of any type as one of those that count rows, between 0 and `rows`."""
+    last = min(rows, int(jnp.iinfo(number.dtype).max))  # type: ignore[no-untyped-call]
+    least, most = jnp.asarray(0, number.dtype), jnp.asarray(last, number.dtype)
+    return lax.clamp(least, number, most).astype(jnp.int64 if x64() else jnp.int32)
 
 
 def _check_count(soa: SoA) -> None:

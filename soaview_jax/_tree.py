@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -40,6 +41,19 @@ INT32_MAX = 2**31 - 1
 def x64() -> bool:
     """Whether JAX has 64-bit types switched on, here and now."""
     return jax.dtypes.canonicalize_dtype("float64").itemsize == 8
+
+
+def op_by_op() -> bool:
+    """Whether JAX may be running a jitted function as it is, here and now, to look for errors."""
+    config: Any = jax.config
+    return bool(config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
+
+
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """While memory is only read, a NaN in it is not one that a calculation has made."""
+    with jax.debug_nans(False), jax.debug_infs(False):
+        yield
 
 
 class Leaves(Buffer):
@@ -85,10 +99,10 @@ class Leaves(Buffer):
 
     @property
     def elsewhere(self) -> bool:
-        """Whether the leaves are on one device that is not the host."""
+        """Whether the leaves are where NumPy does not read them: on a GPU, on several devices."""
         arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.Array)]
-        devices = {device for leaf in arrays for device in leaf.devices()}
-        return len(devices) == 1 and devices.pop().platform != "cpu"
+        devices = {d for leaf in arrays if not _is_deleted(leaf) for d in leaf.devices()}
+        return len(devices) > 1 or any(device.platform != "cpu" for device in devices)
 
     @property
     def traced(self) -> bool:
@@ -101,9 +115,9 @@ class Leaves(Buffer):
         number = bisect_right(found, view.byte_offset, key=lambda run: run.offset) - 1
         return number, found[number]
 
-    def leaf(self, number: int, run: Run) -> Any:
+    def leaf(self, number: int) -> Any:
         """A run's leaf, which must be what the layout says."""
-        found = self.leaves[number]
+        run, found = runs(self.layout, self.rows)[number], self.leaves[number]
         shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
         where = f"the leaf of {name_of(run)!r}"
         if shape is None:
@@ -141,10 +155,40 @@ class Leaves(Buffer):
             f"these"
         )
 
+    def copies(self) -> list[Any]:
+        """The leaves in memory of their own, without padding, finished."""
+        found: list[Any] = []
+        whole = from_leaves(self.layout, self.rows, self.leaves)
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True), as_it_is():
+            for number, leaf in enumerate(_flatten(whole)[0]):
+                if getattr(leaf, "dtype", None) != jax.dtypes.float0:
+                    self.leaf(number)
+                    leaf = self.without_padding(number, jnp.array(leaf)).block_until_ready()
+                found.append(leaf)
+        return found
+
+    def without_padding(self, number: int, leaf: Any) -> Any:
+        """A leaf of this run, with zeros where it has no rows, whatever was there."""
+        run = runs(self.layout, self.rows)[number]
+        width = leaf.shape[1]
+        words = width // max(run.shape[1], 1)  # two where 64 bits go as pairs of 32
+        valid = words * (self.rows if self.layout[run.names[0]].per_row else 1)
+        if valid >= width:
+            return leaf
+        if valid > INT32_MAX and not x64():
+            raise ValueError(
+                f"JAX does not count to row {valid} while 64-bit types are switched off; switch "
+                f"them on"
+            )
+        if shards(jax.typeof(leaf).sharding, 1) > 1:  # whose parts JAX does not cut unevenly
+            return jnp.where(jnp.arange(width) < valid, leaf, jnp.zeros((), leaf.dtype))
+        zeros = jnp.zeros_like(lax.slice_in_dim(leaf, valid, width, axis=1))
+        return lax.dynamic_update_slice(leaf, zeros, (0, valid))
+
     def locate(self, view: View) -> View:
         """The same view over its leaf, where that is an array on the host."""
         number, run = self.find(view)
-        found = self.leaf(number, run)
+        found = self.leaf(number)
         first = view.offset - run.offset // view.itemsize
         if isinstance(found, jax.core.Tracer):
             raise TypeError(
@@ -204,8 +248,8 @@ def leaves(soa: SoA) -> tuple[Any, ...]:
     columns lie apart, goes as a copy of its rows.
     """
     if isinstance(soa.buffer, Leaves):
-        for number, run in enumerate(runs(soa.layout, soa.capacity)):
-            soa.buffer.leaf(number, run)
+        for number in range(len(soa.buffer.leaves)):
+            soa.buffer.leaf(number)
     return _flatten(soa)[0]
 
 
@@ -265,7 +309,7 @@ def _own_rows(soa: SoA) -> tuple[Any, ...]:
     memory = layout.allocate(soa.rows).buffer.root
     both = zip(runs(layout, soa.capacity), runs(layout, soa.rows), strict=True)
     for source, (run, own) in zip(whole, both, strict=True):
-        if not layout.field(run.names[0]).per_row:
+        if not layout[run.names[0]].per_row:
             found.append(source)
             continue
         words = source.shape[1] // run.shape[1]
@@ -285,6 +329,7 @@ def from_leaves(layout: Layout, rows: int, leaves: Iterable[Any]) -> SoA:
     return SoA(layout, Leaves(layout, rows, tuple(leaves)), rows, 0, rows)
 
 
+@as_it_is()
 def cut(view: View | Scattered, start: jax.Array | None = None) -> jax.Array:
     """The view's array, cut from its leaf: for XLA to fuse into what reads it.
 
@@ -296,14 +341,18 @@ def cut(view: View | Scattered, start: jax.Array | None = None) -> jax.Array:
     for place in _places(view):
         axes, numbers = place.in_memory()
         _check_shards(view, place)
-        if start is None or not place.per_row:
-            block = lax.slice_in_dim(place.leaf, place.start, place.start + place.rows, axis=1)
-        else:  # before the columns are chosen, so that a batch costs no more than its own rows
-            block = lax.dynamic_slice_in_dim(place.leaf, start, place.rows, axis=1)
+        leaf, first, end = place.leaf, place.start, place.start + place.rows
+        if start is not None and place.per_row:
+            # Before the columns are chosen, so that a batch costs no more than its own rows.
+            leaf = lax.dynamic_slice_in_dim(leaf, start, place.rows, axis=1)
+            first, end = 0, place.rows
         steps = {int(step) for step in np.diff(numbers)} or {1}
         if len(steps) == 1 and min(steps) > 0:
-            block = lax.slice_in_dim(block, int(numbers[0]), int(numbers[-1]) + 1, *steps)
+            # At once, so that nobody meets what lies between.
+            last = int(numbers[-1]) + 1
+            block = lax.slice(leaf, (int(numbers[0]), first), (last, end), (*steps, 1))
         else:
+            block = lax.slice_in_dim(leaf, first, end, axis=1)
             block = block.at[numbers].get(mode="promise_in_bounds")
         block = block.reshape(*(place.components.shape[axis] for axis in axes), place.rows)
         found.append(block.transpose(-1, *np.argsort(axes)))
@@ -379,7 +428,7 @@ def _places(view: View | Scattered) -> list[_Place]:
 def _place(view: View) -> _Place:
     assert isinstance(view.buffer, Leaves)
     number, run = view.buffer.find(view)
-    leaf = view.buffer.leaf(number, run)
+    leaf = view.buffer.leaf(number)
     if leaf.dtype != view.dtype_name:
         raise TypeError(
             f"tensor {view.name!r} is {view.dtype_name}, and its SoA was passed to JAX while "

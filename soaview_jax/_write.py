@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from soaview import SoA, Spec, View
 from soaview._buffer import Buffer, numpy_dtype
 from soaview._device import DeviceBuffer
+from soaview._runs import run_numbers
 from soaview._soa import check_columns, check_given, check_writable, numbered
+from soaview._spec import columns_of
 from soaview._views import Scattered, views_or_columns
 
 from ._arrays import check_width
@@ -121,10 +123,14 @@ def store(found: Fitting) -> None:
                 for _, array in found
             ]
             arrays = [array.block_until_ready() for array in arrays]
+            writes = []
             for (place, _), array in zip(found, arrays, strict=True):
                 for number, part in enumerate(place.parts):
                     assert isinstance(part.buffer, DeviceBuffer)
-                    part.buffer.fill(part, array[:, number] if len(place.parts) > 1 else array)
+                    given = array[:, number] if len(place.parts) > 1 else array
+                    writes.append(part.buffer.filling(part, given))
+            for fill in writes:
+                fill()
         return
     values = [np.asarray(array) for _, array in found]
     for number, value in enumerate(values):
@@ -150,8 +156,13 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
 
     What comes out of `jit` is an SoA like any other, but immutable: its columns are XLA's. Where a
     jitted function is given such an SoA in `donate_argnums`, the columns change in place. Memory of
-    yours is never changed, donated or not; outside of `jit` it is copied first. A slice of such
-    memory gives an SoA of its rows alone.
+    yours is never changed, donated or not. Outside of `jit` all columns are copied first, also
+    those of an SoA that JAX made, which may lie over memory of yours; what comes out is finished. A
+    slice of your memory gives an SoA of its rows alone.
+
+    Padding is zero in the leaves that change, outside of `jit` in all of them: no NaN is there that
+    is no value. The other leaves keep what somebody wrote there, and `jax.tree.map` and
+    `jax.debug_nans` take it for values.
 
     Args:
         soa: any, traced or not.
@@ -171,7 +182,7 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
     ...     return update(soa, Spec(y="y"), [2 * x])
     >>> soa = double(layout.pack({"x": [1.0, 2.0], "y": [0.0, 0.0]}))
     >>> soa
-    SoA(2 rows, 256 bytes on cpu, read-only: x, y)
+    SoA(2 rows, 256 bytes on cpu, read-only: x float32, y float32)
     >>> soa["y"]
     array([2., 4.], dtype=float32)
     """
@@ -179,13 +190,9 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
         raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
     views_or_columns(soa, spec)  # raises on what is no SoA, or no spec of it
     if not isinstance(soa.buffer, Leaves):
-        # Copies, for what is made of them must not change when the memory does.
-        with jax.ensure_compile_time_eval():
-            copies = [jnp.array(leaf) for leaf in leaves(soa)]
-        for copy in copies:
-            copy.block_until_ready()
-        soa = from_leaves(soa.layout, soa.rows, copies)
-    assert isinstance(soa.buffer, Leaves)
+        soa = from_leaves(soa.layout, soa.rows, leaves(soa))
+    held = soa.buffer
+    assert isinstance(held, Leaves)
     found = views_or_columns(soa, spec)
     if not x64():
         for view in found:
@@ -194,12 +201,20 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
         _check_kind(where, array)
     given = [(array.shape, array.dtype.name, soa.device) for array in arrays]
     check_given(soa, spec, found, given)
-    changed = list(soa.buffer.leaves)
+    made = list(held.leaves) if held.traced else held.copies()
+    if held.traced:
+        numbers = run_numbers(soa.layout)
+        for number in {numbers[name] for entry in spec.values() for name in columns_of(entry)}:
+            made[number] = held.without_padding(number, held.leaf(number))
     for view, array in zip(found, arrays, strict=True):
-        put(view, array, changed)
+        put(view, array, made)
+    if not held.traced:  # what is made of memory is finished before somebody writes that
+        for leaf in made:
+            if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+                leaf.block_until_ready()
     return SoA(
         soa.layout,
-        Leaves(soa.layout, soa.capacity, tuple(changed)),
+        Leaves(soa.layout, soa.capacity, tuple(made)),
         soa.capacity,
         soa.start,
         soa.rows,
