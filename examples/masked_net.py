@@ -40,5 +40,7 @@ def event(rows):
     return inputs, (SIMPLE_NET.allocate(rows), OUTPUTS)
 
 
+BATCH_SIZE = [300, 300]  # of particles, and of their masks
+
 if __name__ == "__main__":
-    show(sys.modules[__name__], batch_size=300)
+    show(sys.modules[__name__], batch_size=BATCH_SIZE)

@@ -50,5 +50,7 @@ def event(rows):
     return (particles(rows), INPUTS), (SIMPLE_NET.allocate(rows), OUTPUTS)
 
 
+BATCH_SIZE = 300
+
 if __name__ == "__main__":
-    show(sys.modules[__name__], batch_size=300)
+    show(sys.modules[__name__], batch_size=BATCH_SIZE)

@@ -76,6 +76,8 @@ def event(rows):
     return (images, INPUTS), (LOGITS.allocate(rows), OUTPUTS)
 
 
+BATCH_SIZE = 300
+
 if __name__ == "__main__":
     # Convolutions are slow on strides: copy=True would pay for itself in torch.
-    show(sys.modules[__name__], batch_size=300)
+    show(sys.modules[__name__], batch_size=BATCH_SIZE)

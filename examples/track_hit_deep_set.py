@@ -71,5 +71,7 @@ def event(rows):
     return [(tracks, TRACKS), (hits, HITS)], (SIMPLE_NET.allocate(rows), OUTPUTS)
 
 
+BATCH_SIZE = [300, None]  # of tracks; all hits go with each batch
+
 if __name__ == "__main__":
-    show(sys.modules[__name__], batch_size=300)
+    show(sys.modules[__name__], batch_size=BATCH_SIZE)

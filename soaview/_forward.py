@@ -6,16 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ._buffer import exact_int
+from ._fields import Column
 from ._soa import SoA, check_columns, check_writable
 from ._spec import Spec, Value, columns_of, repeated
-from ._views import meant, views, views_or_columns
+from ._views import meant, views_or_columns
 
 Pair = tuple[SoA, Spec]
 Pairs = Pair | Sequence[Pair]
 """What `forward` of an adapter takes: `(soa, spec)`, or a list of such pairs."""
+
+
+BatchSize = int | None | Sequence[int | None]
+"""What `forward` of an adapter takes: one for all inputs, or one for each pair."""
 
 
 class Work(NamedTuple):
@@ -23,42 +26,69 @@ class Work(NamedTuple):
 
     Attributes:
         inputs, outputs: SoAs and their specs.
-        split: of each input, whether its rows go in batches.
-        size: rows of a batch, but of the last one.
-        rows: of each output; 0 where nothing is to be done.
+        split, written: of each input and each output, the rows of a batch; None where it goes
+            whole, and nothing where all do.
+        steps: how many batches there are.
+        rows, size: how many rows a bar counts, and a batch has, but for the last.
         progress: whether a bar is shown.
     """
 
     inputs: list[Pair]
     outputs: list[Pair]
-    split: list[bool]
-    size: int
+    split: list[int | None]
+    written: list[int | None]
+    steps: int
     rows: int
+    size: int
     progress: bool
 
     @property
     def batched(self) -> bool:
         """Whether there is more than one batch."""
-        return self.size < self.rows
+        return self.steps > 1
 
-    def batches(self) -> Iterable[slice]:
-        """The rows of each batch, one after another."""
-        if not self.batched and not self.progress:
-            return [slice(0, self.rows)] if self.rows else []
-        firsts = range(0, self.rows, max(self.size, 1))
-        found = (slice(first, min(first + self.size, self.rows)) for first in firsts)
-        return _shown(found, self.rows) if self.progress else found
+    def batches(self) -> Iterable[int]:
+        """Their numbers, one after another."""
+        return self._shown() if self.progress else range(self.steps)
 
-    def inputs_of(self, rows: slice) -> list[Pair]:
+    def inputs_of(self, number: int) -> list[Pair]:
         """The inputs of a batch."""
-        if not self.batched:
-            return self.inputs
-        both = zip(self.inputs, self.split, strict=True)
-        return [(soa[rows] if split else soa, spec) for (soa, spec), split in both]
+        return _parts(self.inputs, self.split, number) if self.batched else self.inputs
 
-    def outputs_of(self, rows: slice) -> list[Pair]:
+    def outputs_of(self, number: int) -> list[Pair]:
         """The outputs of a batch."""
-        return [(soa[rows], spec) for soa, spec in self.outputs] if self.batched else self.outputs
+        return _parts(self.outputs, self.written, number) if self.batched else self.outputs
+
+    def rows_of(self, number: int) -> list[slice | None]:
+        """Of each input the rows in a batch, or None."""
+        if not self.batched:
+            return [None] * len(self.inputs)
+        both = zip(self.inputs, self.split, strict=True)
+        return [_rows(soa, size, number) for (soa, _), size in both]
+
+    def _shown(self) -> Iterator[int]:
+        try:
+            from tqdm import tqdm  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+        with tqdm(total=self.rows, unit="row", unit_scale=True) as bar:
+            for number in range(self.steps):
+                yield number
+                bar.update(min(self.size, self.rows - number * self.size))
+
+
+def _parts(whole: list[Pair], sizes: list[int | None], number: int) -> list[Pair]:
+    found = []
+    for (soa, spec), size in zip(whole, sizes, strict=True):
+        rows = _rows(soa, size, number)
+        found.append((soa if rows is None else soa[rows], spec))
+    return found
+
+
+def _rows(soa: SoA, size: int | None, number: int) -> slice | None:
+    if size is None:
+        return None
+    return slice(number * size, min((number + 1) * size, soa.rows))
 
 
 def pairs(what: str, given: Any) -> list[Pair]:
@@ -99,9 +129,7 @@ def _meant(given: Any) -> str:
     return "; take one of the blocks, soas[name]" if hasattr(soa, "buffer") else ""
 
 
-def work(
-    ins: list[Pair], outs: list[Pair], batch_size: int | None, whole: object, progress: bool
-) -> Work:
+def work(ins: list[Pair], outs: list[Pair], batch_size: object, progress: bool) -> Work:
     """The arguments of an adapter's `forward`, past `pairs`, checked.
 
     Raises:
@@ -123,46 +151,89 @@ def work(
         for soa, spec in outs:
             check_writable(soa)
             check_columns(soa.layout, spec)
-    if batch_size is None and not whole:
+    split = [] if batch_size is None else _split(ins, outs, batch_size)
+    if not any(split):
         rows = first.rows or sum(soa.rows + len(_scalars(spec)) for soa, spec in outs)
-        return Work(ins, outs, [], rows, rows, progress)
-    kept = [whole] if isinstance(whole, SoA) else whole
-    if not isinstance(kept, (tuple, list)):
-        raise TypeError(f"whole= takes an SoA or a list of SoAs, got {whole!r:.200}")
-    for soa in kept:
-        if not any(soa is given for given, _ in ins):
+        return Work(ins, outs, [], [], int(rows > 0), rows, rows, progress)
+    lead, step = _lead(ins, split)
+    written: list[int | None] = [_written(out, ins, split) for out in outs]
+    return Work(ins, outs, split, written, _count(lead, step), lead.rows, step, progress)
+
+
+def _split(ins: list[Pair], outs: list[Pair], given: object) -> list[int | None]:
+    """For each input, how many rows a batch has, or None where it goes whole."""
+    if not isinstance(given, (tuple, list)):
+        one = _batch_size(given)
+        if any(soa is not ins[0][0] for soa, _ in ins):
+            lead = next((soa for soa, _ in ins if any(soa is out for out, _ in outs)), ins[0][0])
+            example = [one if soa is lead else None for soa, _ in ins]
             raise ValueError(
-                f"whole= takes SoAs that are inputs, and not their pairs, got {soa!r:.200}"
+                f"batch_size={one} does not say which of the inputs' SoAs it splits; give one "
+                f"entry for each pair, and None for an SoA that goes whole, as in "
+                f"batch_size={example!r:.200}"
             )
-    if batch_size is None:
-        raise ValueError("whole= says what batch_size= does not split; pass both, or neither")
-    return _split(ins, outs, exact_int(batch_size, "batch_size"), kept, progress)
+        return [one] * len(ins)
+    if len(given) != len(ins):
+        raise ValueError(
+            f"batch_size= has {len(given)} entries, and the inputs are {len(ins)} pairs; give one "
+            f"entry for each pair, and None for an SoA that goes whole"
+        )
+    sizes = [None if size is None else _batch_size(size) for size in given]
+    of: dict[int, int | None] = {}
+    for (soa, _), size in zip(ins, sizes, strict=True):
+        if of.setdefault(id(soa), size) != size:
+            raise ValueError(
+                f"batch_size= has {of[id(soa)]} and {size} for pairs of one SoA, {soa!r:.200}; "
+                f"give them the same"
+            )
+        lead, step = _lead(ins, sizes) if size else (soa, 1)
+        if size and _count(soa, size) != _count(lead, step):
+            raise ValueError(
+                f"batch_size= makes {_count(lead, step)} batches of {lead.rows} rows by {step}, "
+                f"but {_count(soa, size)} of {soa.rows} rows by {size}; let these be as many"
+            )
+    return sizes
 
 
-def _split(
-    ins: list[Pair], outs: list[Pair], size: int, kept: Sequence[SoA], progress: bool
-) -> Work:
-    rows = outs[0][0].rows
+def _batch_size(given: object) -> int:
+    size = exact_int(given, "batch_size")
     if size < 1:
         raise ValueError(f"batch_size must be positive, got {size}")
-    for soa, spec in outs:
-        if soa.rows != rows:
-            raise ValueError(
-                f"batch_size= needs outputs of one row count, got {rows} and {soa.rows}"
-            )
-        if scalars := _scalars(spec):
-            raise ValueError(
-                f"tensor {scalars[0]!r} is one value for the whole SoA, and would be written by "
-                f"every batch; leave batch_size= out, or work it out from the columns afterwards"
-            )
-    split = [soa.rows == rows and not any(soa is k for k in kept) for soa, _ in ins]
-    if not any(split):
-        counts = ", ".join(str(soa.rows) for soa, _ in ins)
+    return size
+
+
+def _lead(ins: list[Pair], sizes: list[int | None]) -> tuple[SoA, int]:
+    """The first input that is split, and by how many rows."""
+    return next((soa, size) for (soa, _), size in zip(ins, sizes, strict=True) if size)
+
+
+def _count(soa: SoA, size: int) -> int:
+    return -(-soa.rows // size)
+
+
+def _written(out: Pair, ins: list[Pair], sizes: list[int | None]) -> int:
+    """Rows of an output in a batch: those of the input that it is, or of the first one split."""
+    soa, spec = out
+    if scalars := _scalars(spec):
         raise ValueError(
-            f"batch_size= splits the inputs that have as many rows as the outputs, {rows}, and are "
-            f"not named in whole=; the inputs have {counts}"
+            f"tensor {scalars[0]!r} is one value for the whole SoA, and would be written by "
+            f"every batch; leave batch_size= out, or work it out from the columns afterwards"
         )
-    return Work(ins, outs, split, size, rows, progress)
+    lead, step = _lead(ins, sizes)
+    for (given, _), size in zip(ins, sizes, strict=True):
+        if given is soa:
+            if size is None:
+                raise ValueError(
+                    f"an output is also an input that goes whole, {soa!r:.200}, and every batch "
+                    f"would write all of it; give that input a size in batch_size=, too"
+                )
+            return size
+    if soa.rows != lead.rows:
+        raise ValueError(
+            f"outputs are split as the first input that is, which has {lead.rows} rows, but one "
+            f"has {soa.rows}: {soa!r:.200}"
+        )
+    return step
 
 
 def results(given: Any, outputs: list[Pair]) -> list[tuple[SoA, Spec, list[Any]]]:
@@ -205,39 +276,51 @@ def _scalars(spec: Spec) -> list[str]:
 
 def _check_written_once(outputs: list[Pair]) -> None:
     """Across pairs, by where their columns' memory is; within one, the adapter checks."""
-    taken: list[tuple[int, int, str]] = []
+    taken: list[tuple[int, int, int, str]] = []
     for number, (soa, spec) in enumerate(outputs):
         check_writable(soa)
-        for entry in spec.values():
-            for name in columns_of(entry):
-                value = name if soa.layout.field(name).per_row else Value(name)
-                [view] = views(soa, Spec({name: value}))
-                rows = view.shape[0] if view.shape else 1
-                for place in np.ndindex(view.shape[1:]):
-                    steps = sum(n * s for n, s in zip(place, view.strides[1:], strict=True))
-                    begin = view.address + steps * view.itemsize
-                    taken.append((begin, begin + rows * view.itemsize, f"{number}: {name!r}"))
-    taken = sorted(span for span in taken if span[0] < span[1])
-    for (_, end, one), (begin, _, other) in pairwise(taken):
+        start, layout = soa.buffer.address, soa.layout
+        for name in (name for entry in spec.values() for name in columns_of(entry)):
+            field = layout[name]
+            first, rows = (soa.start, soa.rows) if field.per_row else (0, 1)
+            begin = start + layout.offset(name, soa.capacity) + first * field.itemsize
+            if rows:
+                pitch, length = layout.pitch(name, soa.capacity), rows * field.itemsize
+                for _ in range(field.components):
+                    taken.append((begin, begin + length, number, name))
+                    begin += pitch
+    taken.sort()
+    for (_, end, *one), (begin, _, *other) in pairwise(taken):
         if begin < end and one != other:
             raise ValueError(
-                f"outputs: the same memory would be written twice, as columns of pairs {one} and "
-                f"{other}; name every column once"
+                f"outputs: the same memory would be written twice, as columns of pairs "
+                f"{one[0]}: {one[1]!r} and {other[0]}: {other[1]!r}; name every column once"
             )
+
+
+_FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+
+def check_dtype(dtype: Any) -> str | None:
+    """What floating numbers are converted to, by its name.
+
+    Raises:
+        ValueError: no floating dtype.
+    """
+    if dtype is None:
+        return None
+    try:
+        column = Column("dtype", dtype)
+    except ValueError:
+        column = None
+    if column is None or column.shape or column.dtype not in _FLOATING:
+        raise ValueError(
+            f"dtype= must be a floating dtype ({', '.join(_FLOATING)}), got {dtype!r:.60}"
+        )
+    return column.dtype
 
 
 def check_model(model: object) -> None:
     """A model is something to be called."""
     if not callable(model):
         raise TypeError(f"the model must be callable, got {model!r:.200}")
-
-
-def _shown(batches: Iterable[slice], rows: int) -> Iterator[slice]:
-    try:
-        from tqdm import tqdm  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
-    with tqdm(total=rows, unit="row", unit_scale=True) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(batch.stop - batch.start)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from types import FunctionType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, ref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from soaview import SoA, Spec
-from soaview._forward import Pairs, check_model, pairs, results, work
+from soaview._forward import (
+    BatchSize,
+    Pairs,
+    Work,
+    check_dtype,
+    check_model,
+    pairs,
+    results,
+    work,
+)
+from soaview._views import views_or_columns
 
-from ._arrays import arrays, batch
+from ._arrays import arrays, batch, check_width
+from ._callables import Function, Kept, taken_apart
 from ._tree import INT32_MAX, NARROW, x64
-from ._write import Fitting, fitting, places_of, store
+from ._write import Fitting, Place, fitting, places_of, store
 
 
 def forward(
@@ -24,8 +34,8 @@ def forward(
     inputs: Pairs,
     outputs: Pairs,
     *,
-    batch_size: int | None = None,
-    whole: SoA | Sequence[SoA] = (),
+    batch_size: BatchSize = None,
+    dtype: Any = None,
     progress: bool = False,
 ) -> None:
     """Run a function on the columns of SoAs, and write its results into the columns of SoAs.
@@ -39,17 +49,20 @@ def forward(
 
     Args:
         fn: any function of arrays that can be traced. Pass the same object again and again: another
-            one is compiled anew. What was compiled goes with a plain function, and is kept of other
-            callables. Weights go best in a pytree that can be called, such as
-            `jax.tree_util.Partial(apply, weights)` or an Equinox module, whose arrays are
-            arguments; what a function has closed over is a constant.
+            one, though it is equal, is compiled anew. What was compiled goes with it. Weights go
+            best in a pytree that can be called, such as `jax.tree_util.Partial(apply, weights)` or
+            an Equinox module: its arrays are arguments, what was compiled is kept, and found again
+            for the same functions and numbers in it. What a function has closed over is a constant.
         inputs: a pair `(soa, spec)`, or a list of pairs: SoAs of any row counts, on one device.
         outputs: likewise; writable, on the same device. They may be the inputs themselves.
-        batch_size: run on so many rows at a time, the last batch short. Split are the SoAs that
-            have as many rows as the outputs, which must agree; the function gets the others whole,
-            in every batch. Results of all batches are kept until the end.
-        whole: inputs that are not split, whatever their row count is. Name those that have nothing
-            to do with the outputs' rows: their counts may be the same by chance.
+        batch_size: run on so many rows at a time, the last batch short; results of all batches are
+            kept until the end. Of several SoAs a list says for each pair how many of its rows a
+            batch has, and None where the function gets all of them in every batch: `[256, None]`.
+            Pairs of one SoA have the same size, and all make as many batches. Outputs are split as
+            the input that they are, or else as the first one that is split.
+        dtype: convert inputs of floating dtypes to this one, and floating results to the dtypes of
+            their columns; integers, bools and complex numbers are left as they are, and so are the
+            function's weights. Without it nothing is converted.
         progress: show a bar (tqdm), and wait for each batch.
 
     Raises:
@@ -66,42 +79,58 @@ def forward(
     """
     check_model(fn)
     ins, outs = pairs("inputs", inputs), pairs("outputs", outputs)
-    task = work(ins, outs, batch_size, whole, progress)
+    cast = check_dtype(dtype)
+    task = work(ins, outs, batch_size, progress)
     for soa, spec in outs:
         places_of(soa, spec)  # raises
-    if task.batched and task.rows > INT32_MAX and not x64():
-        raise ValueError(
-            f"JAX does not count to {task.rows} rows while 64-bit types are switched off; switch "
-            f"them on"
-        )
+    if not x64():
+        _check_narrow(task, cast)
     run, function, weights = _compiled(fn)
     specs = tuple(spec for _, spec in ins)
-    split = tuple(task.split) if task.batched else (False,) * len(ins)
     given = [soa for soa, _ in ins]
     if task.batched:
         given = jax.device_put(given)  # once, and on the CPU it is no copy
     found: Fitting = []
-    for rows in task.batches():
-        size = rows.stop - rows.start if task.batched else 0
-        made = run(_Call(function, specs, split, size), weights, given, rows.start)
+    for number in task.batches():
+        parts = task.rows_of(number)
+        sizes = tuple(None if rows is None else rows.stop - rows.start for rows in parts)
+        starts = [None if rows is None else rows.start for rows in parts]
+        made = run(_Call(function, specs, sizes, cast), weights, given, starts)
         if progress:
             jax.block_until_ready(made)  # type: ignore[no-untyped-call]
-        for soa, spec, values in results(made, task.outputs_of(rows)):
-            found += fitting(soa, spec, places_of(soa, spec), values)
+        for soa, spec, values in results(made, task.outputs_of(number)):
+            places = places_of(soa, spec)
+            if cast is not None:
+                values = list(map(_cast, values, places))
+            found += fitting(soa, spec, places, values)
     store(found)
 
 
-class _Function(NamedTuple):
-    """A function without its arrays, as a key of what was compiled.
+def _check_narrow(task: Work, cast: str | None) -> None:
+    """Raise for what JAX does not do while 64-bit types are switched off."""
+    if task.batched:
+        for (soa, _), size in zip(task.inputs, task.split, strict=True):
+            if size is not None and soa.rows > INT32_MAX:
+                raise ValueError(
+                    f"JAX does not count to {soa.rows} rows while 64-bit types are switched off; "
+                    f"switch them on"
+                )
+    if cast is not None:
+        if cast in NARROW:
+            raise TypeError(
+                f"dtype= is {cast}, and JAX has 64-bit types switched off: it would narrow it in "
+                f"silence; switch them on"
+            )
+        for soa, spec in task.outputs:
+            for view in views_or_columns(soa, spec):
+                check_width(view)
 
-    Attributes:
-        tree, leaves: what it is as a pytree, with None for its arrays.
-        kinds: of the leaves, for 1, 1.0 and True are equal, and so are 0.0 and -0.0.
-    """
 
-    tree: Any
-    leaves: tuple[Any, ...]
-    kinds: tuple[tuple[type, str], ...]
+def _cast(value: Any, place: Place) -> Any:
+    """The value in the place's dtype, if both are floating; any other is for `fitting` to judge."""
+    dtypes = (value.dtype, place.dtype) if isinstance(value, jax.Array) else (bool,)
+    floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
+    return value.astype(place.dtype) if floating else value
 
 
 class _Call(NamedTuple):
@@ -109,69 +138,67 @@ class _Call(NamedTuple):
 
     Attributes:
         function: None for the one that the compiled call belongs to.
-        specs, split: of the inputs.
-        size: rows of the batch.
+        specs: of the inputs.
+        sizes: of the inputs, the rows of the batch; None where they go whole.
+        cast: what floating inputs are converted to.
     """
 
-    function: _Function | None
+    function: Function | None
     specs: tuple[Spec, ...]
-    split: tuple[bool, ...]
-    size: int
+    sizes: tuple[int | None, ...]
+    cast: str | None
 
 
-_COMPILED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-"""Of plain functions, which take what was compiled for them along when they go."""
+_COMPILED = Kept()
+"""Of functions that are no pytrees."""
 
 
-def _compiled(fn: Callable[..., Any]) -> tuple[Any, _Function | None, list[Any]]:
+def _compiled(fn: Callable[..., Any]) -> tuple[Any, Function | None, list[Any]]:
     """What runs a function, and what it has to be told of it: its key, and its arrays."""
-    if type(fn) is FunctionType:
-        run = _COMPILED.get(fn)
-        if run is None:
-            own = ref(fn)
-            run = jax.jit(
-                lambda call, weights, soas, start: _run(own(), call, soas, start), static_argnums=0
-            )
-            _COMPILED[fn] = run
+    run = _COMPILED.get(fn)
+    if run is not None:
         return run, None, []
     leaves, tree = jax.tree.flatten(fn)
-    weights = [leaf if isinstance(leaf, (jax.Array, np.ndarray)) else None for leaf in leaves]
-    rest = tuple(
-        leaf if weight is None else None for leaf, weight in zip(leaves, weights, strict=True)
-    )
-    for weight in weights:
-        if isinstance(weight, np.ndarray) and weight.dtype.name in NARROW and not x64():
+    for leaf in leaves:
+        narrow = isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.name in NARROW
+        if narrow and not x64():
+            shape = f" and shape {leaf.shape}" if isinstance(leaf, np.ndarray) else ""
             raise TypeError(
-                f"fn holds a NumPy array of {weight.dtype} and shape {weight.shape}, and JAX has "
-                f"64-bit types switched off: it would narrow it in silence; convert it first"
+                f"fn holds a NumPy {'array' if shape else 'number'} of {leaf.dtype}{shape}, and "
+                f"JAX has 64-bit types switched off: it would narrow it in silence; convert it "
+                f"first"
             )
-    kinds = tuple((type(x), repr(x) if isinstance(x, (float, complex)) else "") for x in rest)
-    function = _Function(tree, rest, kinds)
     try:
-        hash(function)
+        if leaves and leaves[0] is fn:
+            hash(fn)
+            return _COMPILED.make(fn, _jitted), None, []
+        return _run_any, *taken_apart(tree, leaves)
     except TypeError as error:
         raise TypeError(
             f"fn cannot be told from others, for what it is made of has no hash ({error}); pass a "
             f"function, or a pytree that can be called"
         ) from error
-    return _run_any, function, weights
+
+
+def _jitted(own: Callable[[], Any]) -> Any:
+    return jax.jit(lambda call, _, soas, starts: _run(own(), call, soas, starts), static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
-def _run_any(call: _Call, weights: list[Any], soas: list[SoA], start: jax.Array) -> Any:
+def _run_any(call: _Call, weights: list[Any], soas: list[SoA], starts: list[Any]) -> Any:
     function = call.function
     assert function is not None
-    both = zip(function.leaves, weights, strict=True)
-    fn = jax.tree.unflatten(function.tree, [leaf if w is None else w for leaf, w in both])
-    return _run(fn, call, soas, start)
+    return _run(function.whole(weights), call, soas, starts)
 
 
-def _run(fn: Any, call: _Call, soas: list[SoA], start: jax.Array) -> Any:
+def _run(fn: Any, call: _Call, soas: list[SoA], starts: list[Any]) -> Any:
     given: list[jax.Array] = []
-    for soa, spec, split in zip(soas, call.specs, call.split, strict=True):
+    for soa, spec, size, start in zip(soas, call.specs, call.sizes, starts, strict=True):
         # Where JAX is told not to compile, what it cannot view is copied.
-        cut = batch(soa[: call.size], spec, start) if split else arrays(soa, spec, copy=None)
-        given += cut
+        whole = size is None
+        given += arrays(soa, spec, copy=None) if whole else batch(soa[:size], spec, start)
+    if call.cast is not None:
+        given = [x.astype(call.cast) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in given]
     made = fn(*given)
     for leaf in jax.tree.leaves(made):
         narrow = isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.name in NARROW

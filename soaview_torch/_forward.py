@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import starmap
 from typing import Any
@@ -10,12 +10,21 @@ from typing import Any
 import torch
 
 from soaview import SoA, Spec
-from soaview._forward import Pair, Pairs, check_model, pairs, results, work
+from soaview._forward import (
+    BatchSize,
+    Pair,
+    Pairs,
+    check_dtype,
+    check_model,
+    pairs,
+    results,
+    work,
+)
 from soaview._soa import check_copy
 
-from ._memory import Memory
+from ._memory import DTYPE, Memory, is_plain
 from ._tensors import copies, prepare, tensors
-from ._write import Fitting, fitting, places_of, store
+from ._write import Fitting, Place, fitting, places_of, store
 
 
 def forward(
@@ -23,8 +32,8 @@ def forward(
     inputs: Pairs,
     outputs: Pairs,
     *,
-    batch_size: int | None = None,
-    whole: SoA | Sequence[SoA] = (),
+    batch_size: BatchSize = None,
+    dtype: Any = None,
     copy: bool | None = False,
     progress: bool = False,
 ) -> None:
@@ -43,13 +52,18 @@ def forward(
         model: any function of tensors.
         inputs: a pair `(soa, spec)`, or a list of pairs: SoAs of any row counts, on one device.
         outputs: likewise; writable, on the same device. They may be the inputs themselves.
-        batch_size: run on so many rows at a time, the last batch short. Split are the SoAs that
-            have as many rows as the outputs, which must agree; the model gets the others whole, in
-            every batch. Results of all batches are kept until the end.
-        whole: inputs that are not split, whatever their row count is. Name those that have nothing
-            to do with the outputs' rows: their counts may be the same by chance.
+        batch_size: run on so many rows at a time, the last batch short; results of all batches are
+            kept until the end. Of several SoAs a list says for each pair how many of its rows a
+            batch has, and None where the model gets all of them in every batch: `[256, None]`.
+            Pairs of one SoA have the same size, and all make as many batches. Outputs are split as
+            the input that they are, or else as the first one that is split.
+        dtype: convert inputs of floating dtypes to this one, and floating results to the dtypes of
+            their columns; integers, bools and complex numbers are left as they are, and so are the
+            model's weights. Without it nothing is converted.
         copy: of the inputs, as in `tensors`. `None` or `True` for memory that is read-only;
-            `True` where the model's first operation is slow on strides, or writes into its input.
+            `True` where the model's first operation is slow on strides, or writes into its input;
+            and for attention: torch's fused kernels (flash attention) take no strided last axis, so
+            that it takes a slower way, or finds "No available kernel" where one was demanded.
         progress: show a bar (tqdm).
 
     Raises:
@@ -68,10 +82,12 @@ def forward(
     check_copy(copy)
     check_model(model)
     ins, outs = pairs("inputs", inputs), pairs("outputs", outputs)
-    task = work(ins, outs, batch_size, whole, progress)
+    name = check_dtype(dtype)
+    cast = None if name is None else DTYPE[name]
+    task = work(ins, outs, batch_size, progress)
     found: Fitting = []
-    for rows in task.batches():
-        fits = _run(model, task.inputs_of(rows), task.outputs_of(rows), copy)
+    for number in task.batches():
+        fits = _run(model, task.inputs_of(number), task.outputs_of(number), copy, cast)
         # A model may use its memory of the results again in the next batch.
         found += [(place, t.clone()) for place, t in fits] if task.batched else fits
     store(found)
@@ -81,7 +97,11 @@ _KEY = "torch.forward"
 
 
 def _run(
-    model: Callable[..., Any], inputs: list[Pair], outputs: list[Pair], copy: bool | None
+    model: Callable[..., Any],
+    inputs: list[Pair],
+    outputs: list[Pair],
+    copy: bool | None,
+    cast: torch.dtype | None,
 ) -> Fitting:
     """One call of the model; its results, if they fit."""
     places = [places_of(soa, spec) for soa, spec in outputs]
@@ -94,6 +114,8 @@ def _run(
             memories.append(memory)
     versions = [memory.version for memory in memories]
     with torch.inference_mode(), _current(outputs[0][0].device):
+        if cast is not None:
+            given = [t.to(cast) if t.is_floating_point() else t for t in given]
         made = model(*given)
     if [memory.version for memory in memories] != versions:
         raise RuntimeError(
@@ -102,8 +124,17 @@ def _run(
         )
     found: Fitting = []
     for (soa, spec, values), at in zip(results(made, outputs), places, strict=True):
+        if cast is not None:
+            values = list(map(_cast, values, at))
         found += fitting(soa, spec, at, values)
     return found
+
+
+@torch.inference_mode()
+def _cast(value: Any, place: Place) -> Any:
+    """The value in the place's dtype, if both are floating; any other is for `fitting` to judge."""
+    floating = isinstance(value, torch.Tensor) and is_plain(value) and value.is_floating_point()
+    return value.to(place.dtype) if floating and place.dtype.is_floating_point else value
 
 
 def _given(soa: SoA, spec: Spec, copy: bool | None) -> tuple[list[torch.Tensor], Memory | None]:

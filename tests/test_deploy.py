@@ -64,7 +64,7 @@ def check(example, model, rows=ROWS, **options):
         inputs, (soa, spec) = example.event(count)
         soaview_torch.forward(eager, inputs, (soa, spec))
         wanted = {name: soa[name].copy() for name in soa}
-        for batch_size in (None, 300):
+        for batch_size in (None, example.BATCH_SIZE):
             soa.buffer.root[:] = 0
             soaview_torch.forward(model, inputs, (soa, spec), batch_size=batch_size, **options)
             for name, values in wanted.items():
@@ -132,7 +132,7 @@ def compare(example, model, package, rows, **options):
         inputs, (soa, spec) = example.event(count)
         soaview_torch.forward(model, inputs, (soa, spec))
         wanted = soa["reco_pt"].copy()
-        for batch_size in (None, 300):
+        for batch_size in (None, example.BATCH_SIZE):
             soa.buffer.root[:] = 0
             soaview_torch.forward(package, inputs, (soa, spec), batch_size=batch_size, **options)
             np.testing.assert_allclose(soa["reco_pt"], wanted, rtol=1e-5, atol=1e-6)

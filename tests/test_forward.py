@@ -18,7 +18,7 @@ import torch
 
 import soaview_jax
 import soaview_torch
-from soaview import Blocks, Column, Layout, Scalar, Spec, Value
+from soaview import Blocks, Column, Layout, Scalar, Spec, Value, _views
 from soaview._device import DeviceBuffer, Memory
 from soaview._soa import SoA
 from soaview_jax._forward import _Call, _run
@@ -125,38 +125,142 @@ def test_slices_of_soas(framework):
     assert not out[60:]["sum"].any()
 
 
-def test_several_soas_of_several_sizes(framework):
-    """Inputs that have other row counts than the outputs are given whole, in every batch."""
+@pytest.mark.parametrize("rows", [7, 50])
+@pytest.mark.parametrize("batch_size", [None, [8, None], [100, None], (None, None)])
+def test_an_soa_that_goes_whole(framework, rows, batch_size):
+    """An input whose entry is None is given whole, in every batch, whatever its row count is."""
     soa, out = filled(50)
-    other = Layout([Column("w", "float32")]).pack({"w": np.arange(7, dtype="f4")})
-    spec = Spec(w="w")
+    other = Layout([Column("w", "float32")]).pack({"w": np.arange(rows, dtype="f4")})
 
     def total(x, v, scale, w):
         return x.sum(1) + w.sum(), x
 
-    for batch_size in (None, 8):
-        framework.forward(total, [(soa, X), (other, spec)], (out, Y), batch_size=batch_size)
-        np.testing.assert_allclose(out["sum"], soa["x"] + soa["y"] + 21, rtol=1e-5)
+    inputs = [(soa, X), (other, Spec(w="w"))]
+    framework.forward(total, inputs, (out, Y), batch_size=batch_size)
+    wanted = soa["x"] + soa["y"] + sum(range(rows))
+    np.testing.assert_allclose(out["sum"], wanted, rtol=1e-5)
 
 
-def test_whole_by_name(framework):
-    """An input that happens to have as many rows is not split if it is named."""
-    soa, out = filled(50)
-    other = Layout([Column("w", "float32")]).pack({"w": np.ones(50, "f4")})
-    pairs = [(soa, X), (other, Spec(w="w"))]
+@pytest.mark.parametrize("events", [1, 2, 5, 6])
+def test_inputs_split_by_sizes_of_their_own(framework, events):
+    """A batch has so many rows of each SoA as is said, the last one what is left."""
+    hits = Layout([Column("h", "float32"), Column("s", "float32")]).allocate(4 * events - 1)
+    soas = Layout([Column("e", "float32"), Column("t", "float32")]).allocate(events)
+    hits["h"][:] = np.arange(len(hits))
+    soas["e"][:] = 100 * np.arange(events)
+    shapes = []
 
-    def total(x, v, scale, w):
-        return x.sum(1) + w.sum(), x
+    def model(h, e, again):
+        shapes.append((h.shape[0], e.shape[0]))
+        return h + again.sum(), h.sum() + e + 0 * again
 
-    framework.forward(total, pairs, (out, Y), batch_size=10)
-    np.testing.assert_allclose(out["sum"], soa["x"] + soa["y"] + 10, rtol=1e-5)
-    for whole in (other, [other]):
-        framework.forward(total, pairs, (out, Y), batch_size=10, whole=whole)
-        np.testing.assert_allclose(out["sum"], soa["x"] + soa["y"] + 50, rtol=1e-5)
-    with pytest.raises(ValueError, match="whole= takes SoAs that are inputs"):
-        framework.forward(total, pairs, (out, Y), batch_size=10, whole=out)
-    with pytest.raises(ValueError, match="pass both, or neither"):
-        framework.forward(total, pairs, (out, Y), whole=other)
+    inputs = [(hits, Spec(h="h")), (soas, Spec(e="e")), (soas, Spec(again="e"))]
+    outputs = [(hits, Spec(s="s")), (soas, Spec(t="t"))]
+    framework.forward(model, inputs, outputs, batch_size=[8, 2, 2])
+    for first in range(0, events, 2):
+        h, e = hits["h"][4 * first : 4 * first + 8], soas["e"][first : first + 2]
+        np.testing.assert_array_equal(hits["s"][4 * first : 4 * first + 8], h + e.sum())
+        np.testing.assert_array_equal(soas["t"][first : first + 2], h.sum() + e)
+    assert set(shapes) <= {(8, 2), (7, 2), (3, 1)}
+
+
+def test_an_output_is_split_as_the_input_that_it_is(framework):
+    """One of another size, which is no input, is split as the first input that is."""
+    soa, out = filled(6)
+    wide = Layout([Column("w", "float32"), Column("t", "float32")]).allocate(12)
+    wide["w"][:] = np.arange(12)
+
+    def model(w, x, v, scale):
+        return w * 2, w[: len(x)] + x[:, 0] * 0
+
+    pairs = [(wide, Spec(w="w")), (soa, X)]
+    framework.forward(model, pairs, [(wide, Spec(t="t")), (soa, Spec(y="y"))], batch_size=[4, 2])
+    np.testing.assert_array_equal(wide["t"], 2 * wide["w"])
+    np.testing.assert_array_equal(soa["y"], [0, 1, 4, 5, 8, 9])
+    with pytest.raises(ValueError, match=r"has 12 rows, but one has 6: SoA\(6 rows"):
+        framework.forward(
+            never, pairs, [(wide, Spec(t="t")), (out, Spec(a="a"))], batch_size=[4, 2]
+        )
+    for entries in ([None, 2], [4, None]):
+        with pytest.raises(
+            ValueError, match="also an input that goes whole.*give that input a size"
+        ):
+            framework.forward(
+                never, pairs, [(wide, Spec(t="t")), (soa, Spec(y="y"))], batch_size=entries
+            )
+
+
+@pytest.mark.parametrize("rows", [33, 7, 0])
+def test_one_number_for_several_soas(framework, rows):
+    """It is refused, whatever their row counts are, and what is shown instead works."""
+    soa, out = filled(33)
+    other, _ = filled(rows)
+    inputs = [(other, Spec(w="x")), (soa, Spec(x="x")), (other, Spec(u="y"))]
+
+    def model(w, x, u):
+        return x + w.sum() + u.sum() * 0
+
+    into = (soa, Spec(y="y"))
+    with pytest.raises(
+        ValueError, match=r"None for an SoA that goes whole, as in batch_size="
+    ) as e:
+        framework.forward(never, inputs, into, batch_size=8)
+    assert str(e.value).endswith("batch_size=[None, 8, None]")
+    framework.forward(model, inputs, into, batch_size=[None, 8, None])
+    np.testing.assert_allclose(soa["y"], soa["x"] + other["x"].sum(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"batch_size=\[8, None\]$"):
+        framework.forward(never, [(soa, X), (soa[:], X)], (out, Y), batch_size=8)
+    framework.forward(lambda x, v, s, w: (x.sum(1), x), [(soa, X), (soa, Spec(w="x"))], (out, Y))
+
+
+BAD_SIZES = {
+    "too few": ([8], ValueError, "batch_size= has 1 entries, and the inputs are 3 pairs"),
+    "too many": ([8, 8, None, None], ValueError, "has 4 entries, and the inputs are 3 pairs"),
+    "none": ([], ValueError, "has 0 entries"),
+    "zero": ([0, 0, None], ValueError, "batch_size must be positive, got 0"),
+    "negative": ([8, 8, -1], ValueError, "batch_size must be positive, got -1"),
+    "a bool": ([8, 8, False], TypeError, "batch_size must be an integer, got False"),
+    "a float": ([8.0, 8, None], TypeError, "batch_size must be an integer, got 8.0"),
+    "text": ("8", TypeError, "batch_size must be an integer, got '8'"),
+    "a dict": ({0: 8}, TypeError, "batch_size must be an integer, got {0: 8}"),
+    "one SoA, two sizes": (
+        [8, 4, None],
+        ValueError,
+        r"has 8 and 4 for pairs of one SoA, SoA\(33 r",
+    ),
+    "one SoA, half whole": ([None, 8, None], ValueError, "has None and 8 for pairs of one SoA"),
+    "numbers of batches": (
+        [8, 8, 8],
+        ValueError,
+        "makes 5 batches of 33 rows by 8, but 2 of 9 rows by 8; let these be as many",
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_SIZES, ids=str)
+def test_bad_batch_sizes(framework, bad):
+    """What does not say for each pair how it is split is refused before the model runs."""
+    soa, out = filled(33)
+    other, _ = filled(9)
+    sizes, error, match = BAD_SIZES[bad]
+    inputs = [(soa, X), (soa, Spec(w="x")), (other, Spec(u="x"))]
+    with pytest.raises(error, match=match):
+        framework.forward(never, inputs, (out, Y), batch_size=sizes)
+
+
+def test_other_inputs_are_not_batched_by_accident(framework):
+    """Nothing that is given whole is cut, though its rows would make as many batches."""
+    soa, out = filled(12)
+    other, _ = filled(12)
+    seen = []
+
+    def model(x, w):
+        seen.append((x.shape[0], w.shape[0]))
+        return x
+
+    inputs = [(soa, Spec(x="x")), (other, Spec(w="x"))]
+    framework.forward(model, inputs, (out, Spec(a="a")), batch_size=[5, None])
+    assert set(seen) == {(5, 12), (2, 12)}
 
 
 @pytest.mark.parametrize("kind", [tuple, list, dict, OrderedDict])
@@ -185,7 +289,7 @@ def test_several_output_soas(framework):
     framework.forward(three, (soa, X), [(out, Y), (small, Spec(m="m"))])
     check(soa, out)
     np.testing.assert_array_equal(small["m"], soa["x"][:5])
-    with pytest.raises(ValueError, match="outputs of one row count, got 33 and 5"):
+    with pytest.raises(ValueError, match="which has 33 rows, but one has 5"):
         framework.forward(three, (soa, X), [(out, Y), (small, Spec(m="m"))], batch_size=8)
 
 
@@ -215,8 +319,8 @@ def test_results_into_the_inputs(framework):
         return a + b.sum()
 
     soa = layout.pack({"a": numbers, "b": numbers})
-    inputs = [(soa[:], Spec(a="a")), (other := soa[:], Spec(b="b"))]
-    framework.forward(whole, inputs, (soa, Spec(b="b")), batch_size=6, whole=other)
+    inputs = [(soa[:], Spec(a="a")), (soa[:], Spec(b="b"))]
+    framework.forward(whole, inputs, (soa, Spec(b="b")), batch_size=[6, None])
     np.testing.assert_array_equal(soa["b"], numbers + 190)
 
 
@@ -232,7 +336,7 @@ def test_no_rows(framework):
     hits = Layout([Column("w", "float32")]).allocate(0)
     soa, out = filled(5)
     pairs = [(soa, Spec(x="x")), (hits, Spec(w="w"))]
-    framework.forward(lambda x, w: x + w.sum(), pairs, (out, Spec(sum="sum")), batch_size=2)
+    framework.forward(lambda x, w: x + w.sum(), pairs, (out, Spec(sum="sum")), batch_size=[2, None])
     np.testing.assert_array_equal(out["sum"], soa["x"])
     empty = Layout([Scalar("n", "float32")]).allocate(0)
     framework.forward(lambda x: x.sum(), (soa, Spec(x="x")), (empty, Spec(n=Value("n"))))
@@ -323,18 +427,10 @@ def test_bad_arguments(framework):
         (pair, [to, (out[5:9], Spec(s="c"))], {}, ValueError, "written twice.*0: 'c' and 1: 'c'"),
         (pair, [to, (OUT.wrap(out.buffer.root, 33), Spec(s="b"))], {}, ValueError, "1: 'b'"),
         ((soa, ["x"]), to, {}, TypeError, r"be a pair.*write Spec\(x=\['x'\]\)"),
-        (pair, to, {"batch_size": 5, "whole": [pair]}, ValueError, "inputs, and not their pairs"),
-        (pair, to, {"whole": 3}, TypeError, "whole= takes an SoA or a list of SoAs, got 3"),
         (pair, to, {"batch_size": 0}, ValueError, "batch_size must be positive, got 0"),
         (pair, to, {"batch_size": 2.0}, TypeError, "batch_size must be an integer"),
         (pair, to, {"batch_size": True}, TypeError, "batch_size must be an integer"),
-        (
-            pair,
-            (other, Y),
-            {"batch_size": 8},
-            ValueError,
-            "the outputs, 32, and are not.*inputs have 33",
-        ),
+        (pair, (other, Y), {"batch_size": 8}, ValueError, "which has 33 rows, but one has 32"),
         (pair, (OUT.wrap(bytes(out.buffer.root), 33), Y), {}, BufferError, "read-only"),
     ):
         with pytest.raises(error, match=match):
@@ -475,6 +571,22 @@ def test_the_device_is_the_current_one(monkeypatch):
         pass
 
 
+def test_jax_compiles_each_size_once():
+    """Of several SoAs, too: starts are traced, and only the last batch has sizes of its own."""
+    traced = []
+
+    def model(x, w, u):
+        traced.append((x.shape, w.shape, u.shape))
+        return x + w.sum() + u.sum()
+
+    for rows in (20, 20):
+        soa, out = filled(rows)
+        wide = IN.allocate(2 * rows)
+        pairs = [(soa, Spec(x="x")), (wide, Spec(w="x")), (wide[:3], Spec(u="y"))]
+        soaview_jax.forward(model, pairs, (out, Spec(a="a")), batch_size=[3, 6, None])
+    assert traced == [((3,), (6,), (3,)), ((2,), (4,), (3,))]
+
+
 def test_jax_compiles_once():
     """For each row count and batch size once; weights in a callable pytree are arguments."""
     traced = []
@@ -493,14 +605,20 @@ def test_jax_compiles_once():
     assert traced == [(50,), (20,), (10,)]
 
 
+def doubled(*given):
+    return [x * 2 for x in given]
+
+
 def test_jax_reads_only_the_batch():
     """Whatever the columns' order, nothing that is computed for a batch is as long as the SoA."""
     soa, _ = filled(1000)
     for spec in (Spec(x=["x", "y"]), Spec(x=["y", "x"]), Spec(v="v"), Spec(s=["scale"])):
-        call = _Call(None, (spec,), (True,), 10)
-        jaxpr = jax.make_jaxpr(lambda soa, call=call: _run(lambda x: x * 2, call, [soa], 5))(soa)
-        made = [v.aval.size for e in jaxpr.eqns for v in e.outvars]
-        assert 10 <= max(made) <= 10 * len(jax.tree.leaves(soa)) * 2
+        for specs, sizes, cast in (((spec,), (10,), None), ((spec, spec), (10, 7), "float16")):
+            call, soas = _Call(None, specs, sizes, cast), [soa] * len(specs)
+            run = lambda soas, starts, call=call: _run(doubled, call, soas, starts)  # noqa: E731
+            jaxpr = jax.make_jaxpr(run)(soas, [5] * len(specs))
+            made = [v.aval.size for e in jaxpr.eqns for v in e.outvars]
+            assert 10 <= max(made) <= 10 * len(jax.tree.leaves(soa)) * 2
 
 
 def test_jax_wants_64_bit_types_switched_on():
@@ -772,3 +890,227 @@ def test_a_bar_of_one_batch(framework, capsys):
     framework.forward(model, (soa, X), (out, Y), progress=True)
     check(soa, out)
     assert "100%" in capsys.readouterr().err
+
+
+MIXED = Layout(
+    [
+        Column("f", "float32", (2,)),
+        Column("h", "bfloat16"),
+        Column("i", "int32"),
+        Column("b", "bool"),
+        Column("z", "complex64"),
+        Scalar("s", "float32"),
+        Column("o", "float32"),
+        Column("k", "int32"),
+        Column("w", "bfloat16"),
+        Column("q", "complex64"),
+    ]
+)
+TAKEN = Spec(f="f", h="h", i="i", b="b", z="z", s=Value("s"))
+
+
+def mixed(rows=10):
+    soa = MIXED.allocate(rows)
+    soa["f"][...] = np.arange(2 * rows).reshape(rows, 2) / 8
+    soa["h"][:], soa["i"][:], soa["b"][:], soa["z"][:] = 2, np.arange(rows), True, 1j
+    soa[Value("s")][...] = 0.5
+    return soa
+
+
+def names_of(given):
+    return [str(x.dtype).removeprefix("torch.") for x in given]
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize(
+    "dtype",
+    ["float16", "bfloat16", np.float16, np.dtype("f2"), torch.bfloat16, jnp.float16],
+    ids=str,
+)
+def test_a_dtype_for_the_model(framework, dtype, batch_size):
+    """Floating inputs are converted on the way in, and floating results on the way out."""
+    name, seen = Column("x", dtype).dtype, []
+
+    def model(f, h, i, b, z, s):
+        seen.append(names_of([f, h, i, b, z, s]))
+        return f[:, 0] + f[:, 1] * s, i + 1, h, z * 2
+
+    soa = mixed()
+    into = (soa, Spec(o="o", k="k", w="w", q="q"))
+    framework.forward(model, (soa, TAKEN), into, dtype=dtype, batch_size=batch_size)
+    assert seen[0] == [name, name, "int32", "bool", "complex64", name]
+    wanted = soa["f"][:, 0] + soa["f"][:, 1] * 0.5
+    np.testing.assert_allclose(soa["o"], wanted, rtol=0.01)
+    assert (soa["k"] == soa["i"] + 1).all()
+    assert (soa["w"] == 2).all()
+    assert (soa["q"] == 2j).all()
+
+
+def test_without_a_dtype_nothing_is_converted(framework):
+    """Not on the way in, and a result of another floating dtype than its column's is refused."""
+    soa, seen = mixed(), []
+
+    def model(f, h, i, b, z, s):
+        seen.append(names_of([f, h, i, b, z, s]))
+        return h
+
+    with pytest.raises(TypeError, match="'o': got dtype bfloat16, expected float32"):
+        framework.forward(model, (soa, TAKEN), (soa, Spec(o="o")))
+    assert seen == [["float32", "bfloat16", "int32", "bool", "complex64", "float32"]]
+    assert not soa["o"].any()
+
+
+@pytest.mark.parametrize(
+    ("given", "column", "message"),
+    [
+        ("i", "o", "'o': got dtype int32, expected float32"),
+        ("b", "o", "'o': got dtype bool, expected float32"),
+        ("z", "o", "'o': got dtype complex64, expected float32"),
+        ("f", "k", "'k': got dtype float16, expected int32"),
+        ("f", "q", "'q': got dtype float16, expected complex64"),
+    ],
+)
+def test_a_dtype_converts_floating_results_alone(framework, given, column, message):
+    """Others must have their columns' dtypes; nothing is written where one has not."""
+    soa = mixed()
+    before = soa.buffer.root.copy()
+    model = lambda x: x[:, 0] if x.ndim > 1 else x  # noqa: E731
+    with pytest.raises(TypeError, match=message):
+        framework.forward(model, (soa, Spec(x=given)), (soa, Spec({column: column})), dtype="f2")
+    assert (soa.buffer.root == before).all()
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["int32", "bool", bool, "complex64", "float8", 3, "", ("f4", (3,)), np.int8, [2]],
+    ids=str,
+)
+def test_a_dtype_must_be_floating(framework, dtype):
+    """Any other is refused, with those that there are, before the model runs."""
+    soa, out = filled(5)
+    with pytest.raises(ValueError, match="dtype= must be a floating dtype .*bfloat16.*, got"):
+        framework.forward(never, (soa, X), (out, Y), dtype=dtype)
+
+
+def test_converted_inputs_are_copies():
+    """A model may write into them; into those that have the dtype already, and others, not."""
+    soa = mixed()
+    before, into = soa.buffer.root.copy(), (soa, Spec(o="o"))
+    writes = lambda x: x.fill_(7)  # noqa: E731
+    soaview_torch.forward(lambda f: f.fill_(7)[:, 0], (soa, Spec(f="f")), into, dtype="float16")
+    soaview_torch.forward(writes, (soa, Spec(h="h")), into, dtype="float64")
+    assert (soa["o"] == 7).all()
+    soa["o"][:] = 0
+    assert (soa.buffer.root == before).all()
+    seen = []
+    look = lambda o: seen.append(o.data_ptr()) or o  # noqa: E731
+    soaview_torch.forward(look, (soa, Spec(o="o")), into, dtype="float32")
+    assert seen == [soa["o"].ctypes.data]
+    for name, dtype in (("o", "float32"), ("i", "float16")):
+        to = (soa, Spec({name: name}))
+        with pytest.raises(RuntimeError, match="changed its inputs in place"):
+            soaview_torch.forward(writes, to, to, dtype=dtype)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_jax_narrows_nothing_before_a_conversion(batch_size):
+    """64-bit columns are refused by name while 64-bit types are switched off."""
+    _, out = filled(5)
+    options = {"batch_size": batch_size}
+    wide, narrow = (out, Spec(t="total")), (out, Spec(a="a"))
+    with jax.enable_x64(False):
+        for dtype, inputs, outputs, match in (
+            ("float16", wide, narrow, "tensor 't' is float64, and JAX has 64-bit types switched"),
+            ("float16", narrow, wide, "tensor 't' is float64, and JAX has 64-bit types switched"),
+            ("float64", narrow, (out, Spec(b="b")), "dtype= is float64, and JAX has 64-bit"),
+        ):
+            with pytest.raises(TypeError, match=match):
+                soaview_jax.forward(lambda x: x, inputs, outputs, dtype=dtype, **options)
+    out["total"][:] = np.arange(5) / 4
+    with jax.enable_x64(True):
+        soaview_jax.forward(lambda t: t, wide, narrow, dtype="float16", **options)
+        soaview_jax.forward(lambda a: a * 2, narrow, wide, dtype="float64", **options)
+    assert out["a"].tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert out["total"].tolist() == [0, 0.5, 1, 1.5, 2]
+
+
+def test_jax_waits_for_each_batch_that_a_bar_counts(monkeypatch):
+    """So that the bar tells what has been done; without one, nothing is waited for in between."""
+    soa, out = filled(50)
+    waited, real = [], jax.block_until_ready
+    monkeypatch.setattr(
+        jax, "block_until_ready", lambda made: waited.append(made.shape) or real(made)
+    )
+    for progress, shapes in ((False, []), (True, [(20,), (20,), (10,)])):
+        pairs = (soa, Spec(x="x")), (out, Spec(a="a"))
+        soaview_jax.forward(lambda x: x * 2, *pairs, batch_size=20, progress=progress)
+        assert waited == shapes
+
+
+def test_outputs_that_touch(framework):
+    """Columns and scalars one right after the other are outputs of several pairs; none overlaps."""
+    layout = Layout(
+        [
+            Scalar("m", "float32"),
+            Scalar("n", "float32"),
+            Column("a", "float32"),
+            Column("v", "float32", (3,)),
+            Column("b", "float32"),
+            Scalar("l", "float32"),
+        ],
+        alignment=4,
+    )
+    soa = layout.allocate(5)
+    specs = [Spec(m=Value("m")), Spec(n=Value("n")), Spec(a="a"), Spec(v="v"), Spec(b="b")]
+    outputs = [(soa, spec) for spec in [*specs, Spec(l=Value("l"))]]
+    made = lambda x: (x[0], x[1], x, framework.np.stack([x, x, x], 1), x * 2, x[2])  # noqa: E731
+    source, _ = filled(5)
+    framework.forward(made, (source, Spec(x="x")), outputs)
+    x = source["x"]
+    assert [soa[Value(name)][()] for name in "mnl"] == [x[0], x[1], x[2]]
+    np.testing.assert_array_equal(soa["v"], np.stack([x, x, x], axis=1))
+    np.testing.assert_array_equal(soa["b"], 2 * x)
+    for again in (Spec(n2=Value("n")), Spec(v2="v"), Spec(b2=["b"])):
+        [(_, entry)] = again.items()
+        name = entry.name if isinstance(entry, Value) else entry[0]
+        with pytest.raises(ValueError, match=f"columns of pairs .: '{name}' and .: '{name}'"):
+            framework.forward(never, (source, Spec(x="x")), [*outputs, (soa, again)])
+    other = Layout([Column("c", "float32")], alignment=4)
+    for first, match in ((16, "pairs 1: 'c' and 0: 'v'"), (52, "pairs 0: 'v' and 1: 'c'")):
+        shifted = other.wrap(soa.buffer.root[first : first + 16], 4)  # before it, and inside
+        with pytest.raises(ValueError, match=match):
+            framework.forward(never, (source, Spec(x="x")), [outputs[3], (shifted, Spec(c="c"))])
+    pairs = [(soa[1:], Spec(m=Value("m"))), (soa, Spec(n=Value("n")))]
+    framework.forward(lambda x: (x[3], x[4]), (source, Spec(x="x")), pairs)
+    assert [soa[Value(name)][()] for name in "mn"] == [x[3], x[4]]
+
+
+def test_many_outputs_compile_no_specs_of_their_own(monkeypatch):
+    """Whether memory is written twice is seen from the layout, whatever the number of columns."""
+    layout = Layout([Column(f"c{i}", "float32") for i in range(300)])
+    soa, source = layout.allocate(3), IN.allocate(3)
+    halves = [Spec({f"{k}{i}": f"c{i + k}" for i in range(0, 300, 2)}) for k in (0, 1)]
+    compiled, real = [], _views.compile_spec
+    monkeypatch.setattr(_views, "compile_spec", lambda *a: compiled.append(1) or real(*a))
+    soaview_torch.forward(
+        lambda x: (x,) * 300, (source, Spec(x="x")), [(soa, half) for half in halves]
+    )
+    assert len(compiled) <= 3  # for each pair once
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_what_jax_brought_to_the_host_goes_in(batch_size):
+    """`jax.device_get` of what a jitted function returned is an input of both."""
+    soa, out = filled(33)
+    made = jax.jit(lambda s: soaview_jax.update(s, Spec(x="x"), [jnp.ones(33)]))(soa)
+    brought = jax.device_get(made)
+    assert (brought["x"] == 1).all()
+    options = {"batch_size": batch_size}
+    soaview_jax.forward(model, (brought, X), (out, Y), **options)
+    check(brought, out)
+    out.buffer.root[:] = 0
+    with pytest.raises(BufferError):
+        soaview_torch.forward(never, (brought, X), (out, Y), **options)
+    soaview_torch.forward(model, (brought, X), (out, Y), copy=None, **options)
+    check(brought, out)
+    assert (brought["x"] == 1).all()

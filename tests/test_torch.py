@@ -522,6 +522,15 @@ def test_threads_share_memory_that_is_imported_anew(switching):
         assert counted_together(soa, found)
 
 
+def test_threads_share_the_tensor_of_a_dtype():
+    """Of two that found none, both get the one in which a graph is looked for."""
+    soa = LAYOUT.allocate(10)
+    tensors(soa, Spec(k="k"))
+    memory = soa.buffer.imports["torch"]
+    assert memory.__missing__("float16") is memory.__missing__("float16")
+    assert memory["float16"] is memory.__missing__("float16")
+
+
 def test_threads_leave_a_graph_together(switching):
     """When a graph was written into the memory, all threads leave it, and count on together."""
     for _ in range(50):
