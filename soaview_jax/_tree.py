@@ -181,7 +181,8 @@ class Leaves(Buffer):
                 f"them on"
             )
         if shards(jax.typeof(leaf).sharding, 1) > 1:  # whose parts JAX does not cut unevenly
-            return jnp.where(jnp.arange(width) < valid, leaf, jnp.zeros((), leaf.dtype))
+            with jax.disable_jit(False):  # one operation, which takes its mesh from the leaf
+                return jnp.where(jnp.arange(width) < valid, leaf, jnp.zeros((), leaf.dtype))
         zeros = jnp.zeros_like(lax.slice_in_dim(leaf, valid, width, axis=1))
         return lax.dynamic_update_slice(leaf, zeros, (0, valid))
 

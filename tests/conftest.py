@@ -100,6 +100,7 @@ def pytest_ignore_collect(collection_path, config):
         "test_gpu.py": False,
         "test_torch.py": "torch" in names,
         "test_jax.py": "jax" in names,
+        "test_callables.py": "jax" in names,
         "test_jit.py": "jit" in names,
         "test_sharding.py": "jit" in names,
         **dict.fromkeys(BOTH, {"torch", "jax"} <= set(names)),

@@ -351,6 +351,65 @@ def test_devices_that_are_not_there():
         write(soa, spec, [jnp.zeros(32)])
 
 
+# How much is copied, and waited for
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """What was copied and transferred, and how many arrays were waited for."""
+    found = {"copies": 0, "transfers": 0, "waits": 0}
+
+    def counting(what, function):
+        def call(*args, **options):
+            found[what] += 1
+            return function(*args, **options)
+
+        return call
+
+    array = type(jnp.ones(1))
+    monkeypatch.setattr(jax, "device_put", counting("transfers", jax.device_put))
+    monkeypatch.setattr(jnp, "array", counting("copies", jnp.array))
+    monkeypatch.setattr(np, "array", counting("copies", np.array))
+    monkeypatch.setattr(np, "stack", counting("copies", np.stack))
+    monkeypatch.setattr(array, "block_until_ready", counting("waits", array.block_until_ready))
+    return found
+
+
+COSTS = {
+    "views": (lambda soa: arrays(soa, Spec(x="x", xy=["x", "y"], k="k")), 0, 0, 0),
+    "nothing needs a copy": (lambda soa: arrays(soa, Spec(x="x", k="k"), copy=None), 0, 0, 0),
+    "one needs a copy": (lambda soa: arrays(soa, Spec(x="x", yx=["y", "x"]), copy=None), 1, 1, 1),
+    "copies": (lambda soa: arrays(soa, Spec(x="x", y="y", k="k"), copy=True), 3, 1, 3),
+    "to": (lambda soa: to(soa, jax.devices()[0]), 0, 1, 0),
+    "mask": (lambda soa: mask(soa, 3), 0, 0, 0),
+    "write": (lambda soa: write(soa, Spec(x="x"), VALUES), 0, 0, 0),
+    "forward": (lambda soa: forward(grow, (soa, Spec(x="x")), (soa, Spec(x="x"))), 0, 0, 0),
+    "forward in batches": (
+        lambda soa: forward(grow, (soa, Spec(x="x")), (soa, Spec(x="x")), batch_size=8),
+        0,
+        1,
+        0,
+    ),
+    "update": (lambda soa: update(soa, Spec(x="x"), VALUES), 3, 0, 6),
+}
+VALUES = [jnp.ones(32)]
+
+
+def grow(x):
+    return x + 1
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_nothing_is_copied_where_that_is_promised(name, counted):
+    """Views cost no copy, copies one each in one transfer, and copies alone are waited for."""
+    do, copies, transfers, waits = COSTS[name]
+    soa = LAYOUT.allocate(32)
+    do(soa)  # what is compiled or worked out for the first time is not counted
+    counted |= {"copies": 0, "transfers": 0, "waits": 0}
+    do(soa)
+    assert counted == {"copies": copies, "transfers": transfers, "waits": waits}
+
+
 # Interrupts
 
 

@@ -18,7 +18,7 @@ from cases import CASES, SCATTERED, layout_of, padded_rows, read, wrapped
 from jax import lax
 
 from soaview import Column, Layout, Scalar, Spec, Value, views
-from soaview_jax import _tree, arrays, mask, update, write
+from soaview_jax import _tree, arrays, mask, segments, to, update, write
 
 LAYOUT = Layout(
     [
@@ -60,6 +60,13 @@ def stacked(*soas):
 def total(soa):
     [xy] = arrays(soa, XY)
     return xy.sum()
+
+
+STEP = Spec(x="x")
+
+
+def step(soa):
+    return update(soa, STEP, [arrays(soa, STEP)[0] + 1])
 
 
 # The pytree
@@ -167,6 +174,47 @@ def test_no_rows_of_what_jax_made(rows):
                     assert t.shape == (0, *field.shape)
                 assert len(jax.jit(lambda s: arrays(s, Spec(t="last")))(part)[0]) == 0
                 assert update(part, Spec(t="last"), [jnp.zeros(0, "int8")]).rows == 0
+
+
+HANDED_BACK = {
+    "jit": lambda soa: jax.jit(lambda s: s)(soa),
+    "jit with update": lambda soa: jax.jit(step)(soa),
+    "eager update": step,
+    "device_put": jax.device_put,
+    "device_put on the second": lambda soa: jax.device_put(soa, jax.devices()[1]),
+    "to": lambda soa: to(soa, jax.devices()[1]),
+    "tree.map": lambda soa: jax.tree.map(lambda leaf: leaf, soa),
+    "tree.map to arrays": lambda soa: jax.tree.map(jnp.asarray, soa),
+    "vmap": lambda soa: jax.tree.map(
+        lambda leaf: leaf[0], jax.vmap(lambda s: s)(stacked(soa, soa))
+    ),
+    "device_get": lambda soa: jax.device_get(jax.jit(lambda s: s)(soa)),
+    "grad": lambda soa: jax.grad(total, allow_int=True)(soa),
+    "slice": lambda soa: jax.jit(lambda s: s)(soa)[:33],
+}
+
+
+@pytest.mark.parametrize("how", HANDED_BACK)
+def test_what_jax_hands_back_says_what_it_is(how):
+    """Where it is, that it is read-only, how many bytes its layout takes."""
+    with jax.enable_x64(how != "grad"):
+        soa = filled(33)
+        made = HANDED_BACK[how](soa)
+    assert type(made) is type(soa)
+    assert (made.device, made.readonly, made.rows, made.capacity) == ("cpu", True, 33, 33)
+    assert (made.layout, made.buffer.nbytes) == (LAYOUT, soa.buffer.nbytes)
+    assert repr(made) == repr(soa).replace("on cpu:", "on cpu, read-only:")
+
+
+def test_what_is_traced_says_so():
+    """Inside a transformation it is on no device."""
+    seen = []
+    jax.jit(lambda s: seen.append((s.device, s.readonly, repr(s))))(filled(33))
+    ((device, readonly, text),) = seen
+    assert (device, readonly) == ("no device: it is traced", True)
+    assert text.startswith("SoA(33 rows, 1280 bytes on no device: it is traced, read-only: x")
+    both = jax.vmap(lambda s: seen.append(s.device) or s)(stacked(filled(33), filled(33)))
+    assert (seen[-1], both.device) == (device, "cpu")
 
 
 def test_what_jax_made_is_immutable():
@@ -664,6 +712,75 @@ def test_bad_traced_counts():
     assert mask(filled(33), jnp.int32(7)).sum() == 7
 
 
+def with_both(numbers):
+    """A test's dtypes, with what JAX must have switched on for each."""
+    return pytest.mark.parametrize(
+        ("dtype", "wide"),
+        [(d, w) for d in numbers for w in ([True] if "64" in d else [False, True])],
+    )
+
+
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+
+
+@with_both(INTEGERS)
+def test_counts_of_every_dtype(dtype, wide):
+    """Traced or not, in strict promotion, too, a count is the number that it is."""
+    soa, info = Layout([Column("x", "int8")]).allocate(300), np.iinfo(dtype)
+    with jax.enable_x64(wide), jax.numpy_dtype_promotion("strict"):
+        function = jax.jit(mask)
+        for count in (0, 1, 99, 127):
+            number = np.dtype(dtype).type(count)
+            wanted = np.arange(300) < count
+            for given in (number, jnp.asarray(number)):
+                for found in (function(soa, given), mask(soa, given)):
+                    np.testing.assert_array_equal(found, wanted)
+        # A traced count is not checked, but does not turn into another one.
+        for count in (info.max, info.max - 1, info.min, info.min + 1, -1 if info.min else 5):
+            found = function(soa, np.dtype(dtype).type(count))
+            np.testing.assert_array_equal(found, [row < count for row in range(300)])
+        each = jax.vmap(lambda count: mask(soa, count))(jnp.asarray([3, 5], dtype))
+        assert each.sum(1).tolist() == [3, 5]
+
+
+@with_both(INTEGERS)
+def test_offsets_of_every_dtype(dtype, wide):
+    """Traced or not, in strict promotion, too, offsets and counts say the same."""
+    soa = Layout([Column("x", "int8")]).allocate(120)
+    counts, offsets = np.array([5, 0, 100, 10], dtype), np.array([0, 5, 5, 105, 115], dtype)
+    wanted = np.repeat([0, 2, 3, 4], [5, 100, 10, 5])
+    with jax.enable_x64(wide), jax.numpy_dtype_promotion("strict"):
+        by_counts = jax.jit(lambda s, c: segments(s, counts=c))
+        for function, given in (
+            (jax.jit(segments), offsets),
+            (segments, offsets),
+            (by_counts, counts),
+            (lambda s, c: segments(s, counts=c), counts),
+        ):
+            for numbers in (given, jnp.asarray(given)):
+                found = function(soa, numbers)
+                assert found.dtype == np.int32
+                np.testing.assert_array_equal(found, wanted)
+        most = np.iinfo(
+            dtype
+        ).max  # beyond the rows, or the sum is: all rows that come belong to it
+        late = np.repeat([0, 1], [5, 115])
+        found = by_counts(soa, np.array([5, most, most, most], dtype))
+        np.testing.assert_array_equal(found, late if most > 200 else late + (np.arange(120) >= 132))
+        if most > 120:
+            found = jax.jit(segments)(soa, np.array([0, 5, most, most], dtype))
+            np.testing.assert_array_equal(found, late)
+
+
+def test_segments_of_more_rows_than_64_bits_count():
+    """Counts on the host are summed exactly."""
+    soa = Layout([Scalar("n", "int8")]).allocate(2**62)
+    with jax.enable_x64(True):
+        for counts in ([2**62] * 5, np.full(5, 2**62), np.full(4, 2**62, "uint64")):
+            with pytest.raises(ValueError, match=f"the events have {len(counts) * 2**62} rows"):
+                segments(soa, counts=counts)
+
+
 # update
 
 
@@ -966,13 +1083,6 @@ def test_bad_updates(spec, value, error, message):
 
 
 # Donation
-
-
-STEP = Spec(x="x")
-
-
-def step(soa):
-    return update(soa, STEP, [arrays(soa, STEP)[0] + 1])
 
 
 def test_donated_memory_of_xla_changes_in_place():

@@ -105,6 +105,109 @@ def test_64_bit_columns_are_carried(sharding):
     assert host[Value("w")] == -1
 
 
+@pytest.mark.parametrize("name", ["x", "b", "n"])
+@pytest.mark.parametrize("rows", [1000, 1024, 40])
+def test_padding_is_no_value_under_the_mesh(sharding, name, rows):
+    """It is zero in the leaf that changes, whatever its parts are; outside of jit in all."""
+    layout = Layout(
+        [
+            Column("x", "float32"),
+            Column("y", "float32"),
+            Column("b", "bool"),
+            Scalar("n", "float32"),
+        ]
+    )
+    soa = layout.allocate(rows)
+    soa.buffer.root[:] = 0xFF
+    soa["x"][:] = soa["y"][:] = soa["b"][:] = soa[Value("n")][...] = 1
+    spec = Spec(t=Value("n") if name == "n" else name)
+    placed = to(soa, sharding)
+
+    def change(soa):
+        return update(soa, spec, arrays(soa, spec))
+
+    for made in (jax.jit(change)(placed), change(placed)):
+        for first, leaf in zip("xbn", jax.device_get(made).buffer.leaves, strict=True):
+            valid = 1 if first == "n" else rows
+            assert (leaf[:, :valid] == 1).all()
+            if first == name:
+                assert not leaf[:, valid:].view(np.uint8).any()
+        for one, other in zip(made.buffer.leaves, placed.buffer.leaves, strict=True):
+            assert one.sharding.is_equivalent_to(other.sharding, 2)
+    assert not any(np.isnan(leaf).any() for leaf in jax.device_get(made).buffer.leaves)
+
+
+def test_op_by_op_under_the_mesh(sharding):
+    """Where JAX runs a function as it is, its arrays are split as the SoA is."""
+    soa, expected = wrapped(LAYOUT, 1000)
+    placed = to(soa, sharding)
+
+    def both(soa):
+        [x, m] = arrays(soa, Spec(x=["x", "y"], m="m"))
+        return x, update(soa, Spec(m="m"), [m + 1])
+
+    for flag in (jax.disable_jit(), jax.debug_nans(True)):
+        with flag:
+            x, made = jax.jit(both)(placed)
+        np.testing.assert_array_equal(x, np.stack([expected["x"], expected["y"]], 1))
+        np.testing.assert_array_equal(jax.device_get(made)["m"], expected["m"] + 1)
+        assert len(x.devices()) == len(made.buffer.leaves[0].devices()) == 8
+
+    def wrong(soa):
+        return jnp.log(-1 - arrays(soa, Spec(x="x"))[0])
+
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="in log"):
+        jax.jit(wrong)(placed)
+
+
+def test_copies_of_what_is_split_are_independent(sharding):
+    """Outside of jit, arrays of it are copies, finished, whatever `copy` is."""
+    layout = Layout([Column("x", "float32")])
+    soa = layout.allocate(1024)
+    placed = to(soa, sharding)
+    found = [arrays(placed, Spec(x="x"), copy=copy)[0] for copy in (False, None, True)]
+    soa["x"][:] = 5
+    assert not any(x.any() for x in found)
+
+
+@pytest.mark.parametrize("alignment", [4, 64, 128, 1024])
+@pytest.mark.parametrize("parts", [2, 3, 5, 7, 8])
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+def test_the_row_count_that_a_refusal_gives_is_taken(alignment, parts, kind):
+    """An SoA laid out for so many rows holds the others, and is split, cut and changed."""
+    layout = Layout(
+        [Column("x", "float32"), Column("b", "int8"), Column("h", "float16")],
+        alignment=alignment,
+    )
+    axes = (AxisType.Auto if kind == "auto" else AxisType.Explicit,)
+    mesh = jax.make_mesh((parts,), ("rows",), devices=jax.devices()[:parts], axis_types=axes)
+    sharding, refused = NamedSharding(mesh, PartitionSpec("rows")), 0
+    spec = Spec(x="x", b="b")
+
+    def unchanged(soa):
+        return update(soa, spec, arrays(soa, spec))
+
+    for rows in (1, parts, 33, 1000):
+        soa = layout.allocate(rows)
+        try:
+            placed = to(soa, sharding)
+        except ValueError as error:
+            refused += 1
+            [more] = map(int, re.findall("lay the SoA out for ([0-9]+) rows", str(error)))
+            assert more >= rows
+            placed = to(layout.allocate(more), sharding)
+        try:
+            made = jax.eval_shape(unchanged, placed)
+        except ValueError as error:
+            assert kind == "explicit"
+            [more] = map(int, re.findall("lay the SoA out for ([0-9]+) rows", str(error)))
+            assert more >= placed.rows
+            placed = to(layout.allocate(more), sharding)
+            made = jax.jit(unchanged)(placed)
+        assert made.rows == placed.rows >= rows
+    assert refused or parts in (2, 8)
+
+
 def test_rows_that_devices_do_not_divide():
     """Padded rows that do not split evenly are refused with a row count that does."""
     mesh = jax.make_mesh((3,), ("rows",), devices=jax.devices()[:3])

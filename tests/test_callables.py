@@ -1,0 +1,333 @@
+"""Which compiled code a function of JAX's is run by: that of the same object and numbers."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import math
+import random
+import struct
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import places
+import pytest
+from jax.tree_util import Partial
+
+from soaview import Column, Layout, Spec
+from soaview_jax import forward
+from soaview_jax._forward import _COMPILED
+
+LAYOUT = Layout([Column("x", "float32"), Column("y", "float32")])
+SOA = LAYOUT.pack({"x": [1.0, 2.0, 4.0], "y": [0.0, 0.0, 0.0]})
+
+
+def run(fn):
+    """What the function makes of 1, 2 and 4."""
+    SOA["y"][:] = np.nan
+    forward(fn, (SOA, Spec(x="x")), (SOA, Spec(y="y")))
+    return SOA["y"].tolist()
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Equal to all others of its name."""
+
+    name: str
+    by: float = field(compare=False)
+
+    def __call__(self, x):
+        traced.append(self)
+        return x * self.by
+
+    def less(self, x):
+        traced.append(self)
+        return x - self.by
+
+
+traced = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_traced():
+    traced.clear()
+
+
+def apply(inner, x):
+    return inner(x)
+
+
+@jax.tree_util.register_pytree_node_class
+class Node:
+    """A pytree without leaves: all of it is static data."""
+
+    def __init__(self, how, static):
+        self.how, self.static = how, static
+
+    def __call__(self, x):
+        return self.how(self.static)(x)
+
+    def tree_flatten(self):
+        return (), (self.how, self.static)
+
+    @classmethod
+    def tree_unflatten(cls, static, _):
+        return cls(*static)
+
+
+class Pair(NamedTuple):
+    name: str
+    inner: object
+
+
+@dataclass(frozen=True)
+class Settings:
+    inner: object
+
+
+class Frozen(dict):
+    """A mapping that has a hash."""
+
+    def __hash__(self):
+        return hash(frozenset(self))
+
+
+def first(static):
+    return next(iter(static))
+
+
+def at_key(static):
+    return static["a"]
+
+
+def in_a_pytree(static):
+    """A pytree whose static data are a pytree's, which has a function in it."""
+    return jax.tree.unflatten(static, [])
+
+
+WAYS = {
+    "itself": lambda inner: inner,
+    "bound method": lambda inner: inner.less,
+    "Partial": lambda inner: Partial(inner),
+    "method in a Partial": lambda inner: Partial(inner.less),
+    "leaf": lambda inner: Partial(apply, inner),
+    "method as a leaf": lambda inner: Partial(apply, inner.less),
+    "tuple": lambda inner: Node(first, (inner, "a")),
+    "named tuple": lambda inner: Node(lambda_inner, Pair("a", inner)),
+    "frozenset": lambda inner: Node(first, frozenset([inner])),
+    "dataclass": lambda inner: Node(lambda_inner, Settings(inner)),
+    "mapping": lambda inner: Node(at_key, Frozen(a=inner)),
+    "tree": lambda inner: Node(in_a_pytree, jax.tree.structure(Partial(inner))),
+    "deep": lambda inner: Partial(apply, Node(first, ((inner,),)[0])),
+}
+
+
+def lambda_inner(static):
+    return static.inner
+
+
+def wanted(way, by):
+    values = np.array([1, 2, 4], "float32")
+    return (values - by if "method" in way else values * np.float32(by)).tolist()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_equal_functions_are_not_the_same(way):
+    """Where an equal function stands, alone or anywhere in a pytree, does not matter: each runs."""
+    one, other = Scale("a", 2.0), Scale("a", 3.0)
+    assert one == other
+    for _ in range(2):
+        for inner in (one, other):
+            assert run(WAYS[way](inner)) == wanted(way, inner.by)
+    assert len(traced) == 2  # found again, though what holds it was made anew
+
+
+def test_partial_functions_are_found_again():
+    """JAX puts an object of its own around a partial function in a Partial, anew each time."""
+    one, other = (functools.partial(Scale("a", by)) for by in (2.0, 3.0))
+    for _ in range(2):
+        assert run(Partial(one)) == [2, 4, 8]
+        assert run(Partial(other)) == [3, 6, 12]
+    assert len(traced) == 2
+
+
+def test_bound_methods_are_told_by_object_and_function():
+    """Looked up again a method is not compiled anew; of another object, or another one, it is."""
+
+    class Unhashable:
+        __hash__ = None
+
+        def __init__(self, by):
+            self.by = by
+
+        def __eq__(self, other):
+            return True
+
+        def more(self, x):
+            traced.append(self)
+            return x + self.by
+
+        def less(self, x):
+            traced.append(self)
+            return x - self.by
+
+    one, other = Unhashable(1), Unhashable(2)
+    for _ in range(3):
+        assert run(one.more) == [2, 3, 5]
+        assert run(one.less) == [0, 1, 3]
+        assert run(other.more) == [3, 4, 6]
+        assert run(MethodType(Unhashable.more, other)) == [3, 4, 6]
+    assert len(traced) == 3
+
+
+def test_what_was_compiled_goes_with_the_function():
+    """When an object goes nothing is left of it and its methods, for another one in its place."""
+    before, places_taken = len(_COMPILED._found), set()
+    for by in range(20):
+        scale = Scale("a", float(by))
+        places_taken.add(id(scale))
+        assert run(scale) == [by, 2 * by, 4 * by]
+        assert run(scale.less) == [1 - by, 2 - by, 4 - by]
+        del scale
+        traced.clear()
+        gc.collect()
+    assert len(places_taken) < 20
+    assert places.soon(lambda: len(_COMPILED._found) == before)
+
+
+def test_a_methods_function_may_go_first():
+    """What was compiled for a function bound by hand goes with that function, too."""
+    before, by = len(_COMPILED._found), Scale("a", 2.0)
+    for more in range(3):
+        method = MethodType(lambda self, x, more=more: x * self.by + more, by)
+        assert run(method) == [2 + more, 4 + more, 8 + more]
+        del method
+    assert places.soon(lambda: len(_COMPILED._found) == before)
+
+
+def test_functions_without_weak_references():
+    """They are told apart, too; what was compiled for them is kept."""
+
+    class Slots:
+        __slots__ = ("by",)
+
+        def __init__(self, by):
+            self.by = by
+
+        def __call__(self, x):
+            traced.append(self.by)
+            return x * self.by
+
+    kept = [Slots(by) for by in (2, 3)]
+    for _ in range(2):
+        assert [run(fn)[0] for fn in kept] == [2, 3]
+        assert [run(fn.__call__)[0] for fn in kept] == [2, 3]
+        for by in range(10, 15):
+            assert run(Slots(by))[0] == by
+    assert traced[:4] == [2, 3, 2, 3]
+    assert not {2, 3} & set(traced[4:])
+
+
+def test_what_has_no_hash_is_refused():
+    """An object that says it may change is no function, and none of a pytree's parts."""
+
+    class Changes:
+        __hash__ = None
+
+        def __call__(self, x):
+            return x
+
+    fn = Changes()
+    for bad in (fn, Partial(fn), Partial(apply, fn), Node(first, (fn,)), Node(first, [fn])):
+        with pytest.raises(TypeError, match="fn cannot be told from others.*pass a function, or a"):
+            run(bad)
+    assert run(fn.__call__) == [1, 2, 4]  # a method is told by its object
+
+
+# Numbers
+
+
+def bits(number):
+    """A number that gives away another one's type, sign and payload."""
+    if isinstance(number, np.generic):
+        found = number.tobytes()
+    else:
+        found = struct.pack("d", number) if isinstance(number, float) else bytes([int(number)])
+    return sum(byte * 31**i for i, byte in enumerate(found)) % 65521 + len(str(type(number)))
+
+
+NAN = [np.array([n], "uint32").view("float32")[0] for n in (0x7FC00000, 0x7FC00007)]
+NUMBERS = {
+    "float32": (np.float32(0.0), np.float32(-0.0), np.float32(1.0)),
+    "NaN": NAN,
+    "types": (1, 1.0, True, np.float32(1), np.int32(1), np.int8(1), np.bool_(True)),
+    "float": (0.0, -0.0),
+    "bfloat16": tuple(np.dtype("bfloat16").type(n) for n in (0.0, -0.0)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("static", [False, True])
+def test_numbers_are_told_by_type_and_bits(name, static):
+    """As leaves and as static data: none is taken for an equal one, and none is compiled twice."""
+
+    def add(number, x):
+        traced.append(number)
+        return x + bits(number)
+
+    def partly(number):
+        return functools.partial(add, number)
+
+    for _ in range(3):
+        for number in NUMBERS[name]:
+            same = np.array([number])[0] if isinstance(number, np.generic) else number
+            fn = Node(partly, same) if static else Partial(add, same)
+            assert run(fn)[0] == np.float32(bits(number) + 1), number
+    if name != "NaN" or not static:  # static data with a NaN are another's, to JAX
+        assert len(traced) == len(NUMBERS[name])
+
+
+def test_complex_numbers_are_told_by_the_signs_of_their_zeros():
+    """Both parts count."""
+    found = [
+        run(
+            Partial(lambda z, x: x * 0 + math.copysign(1, z.real) + 2 * math.copysign(1, z.imag), z)
+        )
+        for z in (complex(a, b) for a in (0.0, -0.0) for b in (0.0, -0.0))
+    ]
+    assert [values[0] for values in found] == [3, -1, 1, -3]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "float64", "complex128"])
+def test_wide_numbers_are_not_narrowed(dtype):
+    """NumPy's 64-bit scalars, and arrays without axes, are refused by name while those are off."""
+    number = np.dtype(dtype).type(2**40 + 5)
+    for given, what in ((number, "number"), (np.asarray(number), "array")):
+        fn = Partial(lambda wide, x: x + (wide - 2**40).real.astype("float32"), given)
+        with pytest.raises(TypeError, match=f"fn holds a NumPy {what} of {dtype}.*convert it fir"):
+            run(fn)
+        assert np.isnan(SOA["y"]).all()
+        with jax.enable_x64(True):
+            assert run(fn) == [6, 7, 9]
+
+
+# All of it at once
+
+
+def test_a_thousand_random_functions():
+    """Equal, nested, made anew and gone again: every one gives its own results."""
+    rng, pool = random.Random(5), []
+    for _ in range(1000):
+        if len(pool) < 12:
+            inner = Scale(rng.choice("ab"), float(rng.randrange(4)))
+            pool.append((inner, rng.sample(list(WAYS), 2)))
+        inner, ways = rng.choice(pool)
+        way = rng.choice(ways)
+        assert run(WAYS[way](inner)) == wanted(way, inner.by)
+        if rng.random() < 0.15:
+            del pool[rng.randrange(len(pool))]  # its place in memory is free for another one
+            del inner
+            traced.clear()
