@@ -28,10 +28,11 @@ from soaview_torch import _move, empty
 
 
 def test_same_verbs_same_signatures():
-    """`tensors` and `arrays`, and both `write`s, take the same arguments."""
+    """`tensors` and `arrays`, both `write`s and both `segments` take the same arguments."""
     pairs = [
         (soaview_torch.tensors, soaview_jax.arrays),
         (soaview_torch.write, soaview_jax.write),
+        (soaview_torch.segments, soaview_jax.segments),
     ]
     for ours, theirs in pairs:
         one, other = (inspect.signature(f).parameters.values() for f in (ours, theirs))
