@@ -198,6 +198,34 @@ def test_what_was_compiled_goes_with_the_function():
     assert places.soon(lambda: len(_COMPILED._found) == before)
 
 
+def test_what_is_left_of_another_object_is_not_taken():
+    """An id alone proves nothing: whoever had it before may have left something behind."""
+    scale, other = Scale("a", 2.0), Scale("a", 3.0)
+    assert (run(other), run(other.less)) == ([3, 6, 12], [-2, -1, 1])
+    numbers = id(scale), (id(scale), id(Scale.less))
+    for number, wrong in zip(numbers, (id(other), (id(other), id(Scale.less))), strict=True):
+        _COMPILED._found[number] = _COMPILED._found[wrong]
+    assert (run(scale), run(scale.less)) == ([2, 4, 8], [-1, 0, 2])
+
+
+def test_equal_functions_of_one_object_are_not_the_same():
+    """A method's function is told by identity, too, wherever the method stands."""
+
+    @dataclass(frozen=True)
+    class Times:
+        name: str
+        by: float = field(compare=False)
+
+        def __call__(self, scale, x):
+            return x * self.by * scale.by
+
+    scale = Scale("a", 2.0)
+    one, other = (MethodType(Times("a", by), scale) for by in (1.0, 3.0))
+    assert one == other
+    for around in (lambda fn: fn, Partial, lambda fn: Partial(apply, fn)):
+        assert [run(around(fn))[0] for fn in (one, other)] == [2, 6]
+
+
 def test_a_methods_function_may_go_first():
     """What was compiled for a function bound by hand goes with that function, too."""
     before, by = len(_COMPILED._found), Scale("a", 2.0)

@@ -137,6 +137,23 @@ def test_padding_is_no_value_under_the_mesh(sharding, name, rows):
     assert not any(np.isnan(leaf).any() for leaf in jax.device_get(made).buffer.leaves)
 
 
+def test_padding_that_devices_do_not_divide(sharding):
+    """An update of some rows works where the rows that are none do not split evenly."""
+    soa = Layout([Column("x", "float32"), Column("y", "float32")]).allocate(1001)
+    soa.buffer.root.view("float32")[:] = np.nan
+    soa["x"][:] = soa["y"][:] = np.arange(1001)
+    spec = Spec(x="x")
+
+    def change(soa):
+        part = soa[8:24]
+        return update(part, spec, [arrays(part, spec)[0] + 1]).buffer.leaves[0]
+
+    wanted = np.zeros((2, 1024), "f4")
+    wanted[:, :1001] = np.arange(1001)
+    wanted[0, 8:24] += 1
+    np.testing.assert_array_equal(jax.jit(change)(to(soa, sharding)), wanted)
+
+
 def test_op_by_op_under_the_mesh(sharding):
     """Where JAX runs a function as it is, its arrays are split as the SoA is."""
     soa, expected = wrapped(LAYOUT, 1000)
@@ -160,12 +177,16 @@ def test_op_by_op_under_the_mesh(sharding):
         jax.jit(wrong)(placed)
 
 
-def test_copies_of_what_is_split_are_independent(sharding):
-    """Outside of jit, arrays of it are copies, finished, whatever `copy` is."""
+def test_copies_of_what_is_split_are_independent(sharding, monkeypatch):
+    """Outside of jit, arrays of it are copies, waited for, whatever `copy` is."""
+    waited, array = [], type(jnp.ones(1))
+    wait = array.block_until_ready
+    monkeypatch.setattr(array, "block_until_ready", lambda x: waited.append(id(x)) or wait(x))
     layout = Layout([Column("x", "float32")])
     soa = layout.allocate(1024)
     placed = to(soa, sharding)
     found = [arrays(placed, Spec(x="x"), copy=copy)[0] for copy in (False, None, True)]
+    assert waited == [id(x) for x in found]
     soa["x"][:] = 5
     assert not any(x.any() for x in found)
 
