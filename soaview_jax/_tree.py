@@ -158,9 +158,9 @@ class Leaves(Buffer):
     def copies(self) -> list[Any]:
         """The leaves in memory of their own, without padding, finished."""
         found: list[Any] = []
-        whole = from_leaves(self.layout, self.rows, self.leaves)
+        leaves, _ = _flatten(from_leaves(self.layout, self.rows, self.leaves))
         with jax.ensure_compile_time_eval(), jax.enable_x64(True), as_it_is():
-            for number, leaf in enumerate(_flatten(whole)[0]):
+            for number, leaf in enumerate(leaves):
                 if getattr(leaf, "dtype", None) != jax.dtypes.float0:
                     self.leaf(number)
                     leaf = self.without_padding(number, jnp.array(leaf)).block_until_ready()
@@ -183,7 +183,7 @@ class Leaves(Buffer):
         if shards(jax.typeof(leaf).sharding, 1) > 1:  # whose parts JAX does not cut unevenly
             with jax.disable_jit(False):  # one operation, which takes its mesh from the leaf
                 return jnp.where(jnp.arange(width) < valid, leaf, jnp.zeros((), leaf.dtype))
-        zeros = jnp.zeros_like(lax.slice_in_dim(leaf, valid, width, axis=1))
+        zeros = lax.slice_in_dim(jnp.zeros_like(leaf), valid, width, axis=1)
         return lax.dynamic_update_slice(leaf, zeros, (0, valid))
 
     def locate(self, view: View) -> View:

@@ -901,6 +901,12 @@ def test_sums_over_padded_rows_are_finite():
         assert jnp.abs(jax.tree.leaves(twice)[0]).sum() == 2 * 3 * 33
         assert jnp.abs(jax.tree.leaves(twice)[-1]).sum() == 2 * 2
         update(soa, spec, [jnp.ones(33), jnp.ones((33, 2)), jnp.float32(1), jnp.float32(1)])
+    layout = Layout([Column("x", "float32"), Column("y", "float32")])
+    soa = layout.wrap(np.full(layout.nbytes(33), 0xFF, np.uint8), 33)
+    soa["x"][:] = soa["y"][:] = 1
+    both = stacked(soa, soa)
+    with jax.debug_nans(True):
+        assert jax.vmap(lambda s: jax.tree.leaves(step(s))[0].sum())(both).tolist() == [99, 99]
 
 
 def test_where_there_is_no_padding_there_is_nothing_to_do():
@@ -987,6 +993,18 @@ def test_an_eager_update_is_a_snapshot(way):
         assert made[name].dtype == given[name].dtype
         np.testing.assert_array_equal(made[name], column)
     assert made[Value("n")] == n
+
+
+@pytest.mark.parametrize("way", ways_into_jax(filled(32)))
+@pytest.mark.parametrize("wide", [False, True])
+def test_an_eager_update_is_an_argument_like_any(way, wide):
+    """What it gives goes on into jit, with 64-bit types on or off, and loses nothing."""
+    with jax.enable_x64(wide):
+        given = ways_into_jax(filled(32))[way]
+        made = update(given, STEP, [jnp.asarray(given["x"] + 1)])
+        made = jax.jit(step)(step(jax.jit(step)(made)))
+    np.testing.assert_array_equal(made["x"], given["x"] + 4)
+    assert made["d"].tobytes() == given["d"].tobytes()
 
 
 def test_an_eager_update_does_not_alias_what_it_was_given():
