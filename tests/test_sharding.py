@@ -137,6 +137,16 @@ def test_padding_is_no_value_under_the_mesh(sharding, name, rows):
     assert not any(np.isnan(leaf).any() for leaf in jax.device_get(made).buffer.leaves)
 
 
+def test_64_bit_columns_are_copied_as_they_are(sharding):
+    """Outside of jit, too, when these types have been switched off since."""
+    layout = Layout([Column("x", "float32"), Column("d", "float64")])
+    soa = layout.pack({"x": np.ones(40, "f4"), "d": np.pi * np.arange(40)})
+    with jax.enable_x64(True):
+        placed = to(soa, sharding)
+    made = jax.device_get(update(placed, Spec(x="x"), arrays(placed, Spec(x="x"))))
+    assert made["d"].tobytes() == soa["d"].tobytes()
+
+
 def test_padding_that_devices_do_not_divide(sharding):
     """An update of some rows works where the rows that are none do not split evenly."""
     soa = Layout([Column("x", "float32"), Column("y", "float32")]).allocate(1001)
