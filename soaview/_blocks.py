@@ -188,7 +188,7 @@ class Blocks(Mapping[str, Layout]):
         """
         counts = {name: check_held(count) for name, count in self._rows(rows).items()}
         # Bytes; each block then wants the alignment that its own items need.
-        asked = Asked([field for layout in self.values() for field in layout.fields], None)
+        asked = Asked([field for layout in self.values() for field in layout.fields], None, None)
         return SoABlocks(self, counts, held(buffer, self.nbytes(counts), 1, asked))
 
     def _rows(self, rows: Mapping[str, int]) -> dict[str, int]:

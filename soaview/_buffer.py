@@ -375,7 +375,9 @@ def _exported(owner: Any, asked: Asked) -> NDArray[np.uint8]:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"cannot wrap {type(owner).__name__} ({error}); pass an array (numpy.memmap for a "
-            f"file), bytes, an mmap or shared memory, not closed or released"
+            f"file), bytes, an mmap or shared memory, not closed or released; an SoA's memory is "
+            f"soa.buffer; lists and tables of values go through layout.pack, a bare address "
+            f"through layout.from_pointer"
         ) from None
     says = format_says(memory.format, memory.itemsize)
     c, fortran = memory.c_contiguous, memory.f_contiguous

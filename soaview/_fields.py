@@ -59,9 +59,9 @@ def _check_dtype(name: str, dtype: Any) -> tuple[str, tuple[int, ...]]:
         theirs = _ELSEWHERE.get(theirs, theirs)
         if theirs in ITEMSIZE:
             return theirs, ()
-    raise ValueError(
-        f"field {name!r:.80}: unknown dtype {dtype!r:.60}; known are {', '.join(ITEMSIZE)}"
-    )
+    meant = dtype.lower() if isinstance(dtype, str) else ""
+    hint = f"did you mean {meant!r}?" if meant in ITEMSIZE else f"known are {', '.join(ITEMSIZE)}"
+    raise ValueError(f"field {name!r:.80}: unknown dtype {dtype!r:.60}; {hint}")
 
 
 def _numpys(dtype: Any) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
@@ -82,7 +82,7 @@ class Column:
     Args:
         name: the field's name.
         dtype: a name such as `"float32"`, anything `numpy.dtype` takes, or a dtype of torch, JAX,
-            polars, Arrow or pandas. One with a shape of its own gives the shape.
+            polars, Arrow or pandas. One of NumPy's with a shape of its own gives the shape.
         shape: of one row's element: `()`, `(d,)` or `(r, c)`.
         order: which components of a matrix follow each other in memory: `"F"` column by column
             (Eigen's default, and the CMS experiment's), `"C"` row by row.

@@ -41,10 +41,12 @@ def field_of(number: int, description: Any) -> Column | Scalar:
     """The field that these words describe."""
     where = f"field number {number}"
     kind = description.get("kind") if isinstance(description, Mapping) else None
+    if kind is not None and kind not in ("column", "scalar"):
+        raise ValueError(f"{where}: kind must be 'column' or 'scalar', got {kind!r:.60}")
     shaped = {"shape", "order"} if kind == "column" else set()
     given = dict(check_keys(where, description, {"kind", "name", "dtype"}, shaped))
-    if given.pop("kind") not in ("column", "scalar"):
-        raise ValueError(f"{where}: kind must be 'column' or 'scalar', got {kind!r:.60}")
+    if given.pop("kind") is None:
+        raise ValueError(f"{where}: kind must be 'column' or 'scalar', got None")
     if not isinstance(given["dtype"], str) or given["dtype"] not in ITEMSIZE:
         raise ValueError(
             f"{where}: unknown dtype {given['dtype']!r:.60}; known are {', '.join(ITEMSIZE)}"

@@ -134,9 +134,9 @@ class Layout(Mapping[str, Column | Scalar]):
             KeyError: no such field.
         """
         self[name]
-        return self.offset_with(self.alignment, name, check_rows(rows))
+        return self._offset_with(self.alignment, name, check_rows(rows))
 
-    def offset_with(self, alignment: int, name: str, rows: int) -> int:
+    def _offset_with(self, alignment: int, name: str, rows: int) -> int:
         """What `offset` would be with another alignment, of arguments that are sound."""
         blocks = (1, *(-(-rows * size // alignment) for size in self.sizes))
         return alignment * sum(n * b for n, b in zip(self.starts[name], blocks, strict=True))
@@ -316,15 +316,15 @@ class Layout(Mapping[str, Column | Scalar]):
         if type(buffer) is np.ndarray and buffer.dtype is BYTE and buffer.ndim == 1:
             memory = Buffer(buffer, self._total(rows), self.sizes[-1])  # plain bytes say no more
         else:
-            memory = held(buffer, self._total(rows), self.sizes[-1], self.asked(rows))
+            memory = held(buffer, self._total(rows), self.sizes[-1], self._asked(rows))
         return SoA(self, memory, rows, 0, rows)
 
-    def asked(self, rows: int) -> Asked:
+    def _asked(self, rows: int) -> Asked:
         """What memory that says what it holds must say, to hold `rows` rows."""
         first, components = self.fields[0], sum(f.components for f in self.fields)
         plain = len(self.sizes) == 1 and all(f.per_row for f in self.fields)
         width = self.pitch(first.name, rows) // first.itemsize
-        return Asked(self.fields, (components, width) if plain else None)
+        return Asked(self.fields, (components, width) if plain else None, rows)
 
     def from_pointer(
         self,
@@ -377,7 +377,9 @@ class Layout(Mapping[str, Column | Scalar]):
 
         Arrays must have the field's dtype, for nothing is converted in silence; Python numbers
         and lists take it where their kind allows. One number is taken for all rows of a column of
-        numbers. Arrays of Arrow, polars and pandas are taken if they have no nulls.
+        numbers. Columns of Arrow, polars and pandas are taken if they have no nulls; of a table
+        pass `dict(df)` (pandas), `df.to_dict()` (polars) or `dict(zip(t.column_names, t.columns))`
+        (Arrow).
 
         Raises:
             KeyError: a field is missing or unknown.

@@ -20,6 +20,8 @@ def check_offsets(layout: Layout, offsets: Mapping[str, int], rows: int) -> None
     """`Layout.check`."""
     if not isinstance(offsets, Mapping):
         raise TypeError(f"offsets must be a mapping from field to byte, got {offsets!r:.60}")
+    if not offsets:
+        raise ValueError("no offsets to compare; pass those that the producer knows, by field")
     found = {name: exact_int(at, f"field {name!r:.80}: the offset") for name, at in offsets.items()}
     apart, unknown = {}, []
     for name, at in found.items():
@@ -47,7 +49,7 @@ def _explained(layout: Layout, offsets: dict[str, int], apart: dict[str, int], r
     """What would make the layout's offsets the producer's, where something simple does."""
     others = [a for a in _ALIGNMENTS if a >= layout.sizes[-1] and a != layout.alignment]
     for alignment in others:
-        if all(layout.offset_with(alignment, name, rows) == at for name, at in offsets.items()):
+        if all(layout._offset_with(alignment, name, rows) == at for name, at in offsets.items()):
             return f"; this would be so with alignment={alignment}"
     for alignment in (layout.alignment, *others):
         counts = _row_counts(layout, alignment, offsets)
@@ -65,7 +67,7 @@ def _row_counts(layout: Layout, alignment: int, offsets: dict[str, int]) -> tupl
     for name, at in offsets.items():
         # An offset never decreases with the rows: where is it reached, and where passed?
         within = range(INT64_MAX)
-        at_rows = partial(layout.offset_with, alignment, name)
+        at_rows = partial(layout._offset_with, alignment, name)
         least = max(least, bisect_left(within, at, least, key=at_rows))
         most = min(most, bisect_left(within, at + 1, least, key=at_rows) - 1)
         if least > most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -26,22 +27,25 @@ _MOST_AXES = 64  # of NumPy's arrays, and so of lists of lists
 def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:
     """`Layout.pack`: check every array, then allocate and fill."""
     if not isinstance(arrays, Mapping):
-        raise TypeError(f"arrays must be a mapping from field name to array, got {arrays!r:.60}")
+        raise TypeError(
+            f"arrays must be a mapping from field name to array, got {type(arrays).__name__}"
+            f"{_columns_of(arrays)}"
+        )
     for name in arrays:
         layout[name]
     if missing := [field.name for field in layout.fields if field.name not in arrays]:
         raise KeyError(f"no array for {listed(map(repr, missing))}")
     values = [as_array(field, arrays[field.name]) for field in layout.fields]
+    first = ""
     if rows is None:
-        counts = [
-            len(v) for f, v in zip(layout.fields, values, strict=True) if f.per_row and v.ndim
-        ]
+        columns = zip(layout.fields, values, strict=True)
+        counts = [(f.name, len(v)) for f, v in columns if f.per_row and v.ndim]
         if not counts:
             raise ValueError("single values alone say nothing about rows; pass rows=")
-        rows = counts[0]
+        first, rows = counts[0]
     rows = check_rows(rows)
     for field, value in zip(layout.fields, values, strict=True):
-        _check_shape(field, value, rows)
+        _check_shape(field, value, rows, first)
     soa = layout.allocate(rows)
     for field, value in zip(layout.fields, values, strict=True):
         soa[field.name if field.per_row else Value(field.name)][...] = value
@@ -79,11 +83,25 @@ def assign(soa: SoA, entry: Entry, given: Any) -> None:
     target[...] = value
 
 
-def _check_shape(field: Column | Scalar, value: NDArray[Any], rows: int) -> None:
+def _columns_of(table: Any) -> str:
+    """How to pass a table's columns, by what it has."""
+    if isinstance(table, SoA):
+        return "; copy.deepcopy(soa) copies one, and dict(soa) has its columns"
+    if hasattr(table, "column_names"):
+        return "; pass its columns, dict(zip(table.column_names, table.columns))"
+    if hasattr(table, "get_columns"):
+        return "; pass its columns, table.to_dict()"
+    return "; pass its columns, dict(table)" if hasattr(table, "keys") else ""
+
+
+def _check_shape(field: Column | Scalar, value: NDArray[Any], rows: int, first: str = "") -> None:
+    """Of a value, against the rows there are, which the first column may have told."""
     expected = (rows, *field.shape) if field.per_row else ()
     one_for_all = field.per_row and field.shape == () == value.shape
     if value.shape != expected and not one_for_all:
-        raise ValueError(wrong_shape(f"field {field.name!r:.80}", value.shape, expected))
+        wrong = wrong_shape(f"field {field.name!r:.80}", value.shape, expected)
+        same = field.per_row and value.shape[1:] == field.shape and first
+        raise ValueError(f"{wrong}, and {first!r:.80} has {rows}" if same else wrong)
 
 
 def as_array(field: Column | Scalar, value: Any) -> NDArray[Any]:
@@ -106,6 +124,11 @@ def _array(field: Column | Scalar, value: Any) -> NDArray[Any]:
         return _numbers(value, types, dtype)
     if any(issubclass(kind, np.ma.MaskedArray) for kind in types):
         raise TypeError("a masked array's mask would be lost; pass .data, or fill it")
+    if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which torch does not give to NumPy
+        raise TypeError(
+            "NumPy does not read torch's bfloat16; pass "
+            "values.view(torch.int16).numpy().view('bfloat16')"
+        )
     _check_nulls(_nulls(value))
     # What can have nulls, and has none, is told what it is without them.
     bare = getattr(getattr(value, "dtype", None), "numpy_dtype", None)
@@ -115,7 +138,7 @@ def _array(field: Column | Scalar, value: Any) -> NDArray[Any]:
     if found.dtype.newbyteorder("=") != dtype:
         raise TypeError(
             f"got dtype {found.dtype}, expected {field.dtype}; nothing is converted in silence: "
-            f"{_conversion(found.dtype.newbyteorder('='), field.dtype, dtype)}"
+            f"{_conversion(found, field.dtype, dtype, isinstance(value, np.ndarray))}"
         )
     return found
 
@@ -164,6 +187,13 @@ def _nulls(value: Any) -> int:
     chunks = getattr(value, "chunks", None)
     if isinstance(chunks, list):
         return sum(map(_nulls, chunks))
+    columns = value.get_columns() if hasattr(value, "get_columns") else None
+    if columns is None and hasattr(value, "iloc") and len(value.shape) == 2:  # pandas
+        columns = [value.iloc[:, number] for number in range(value.shape[1])]
+    if columns is None:
+        columns = getattr(value, "columns", None)
+    if isinstance(columns, list):
+        return sum(map(_nulls, columns))
     dtype = getattr(value, "dtype", None)
     count = getattr(value, "null_count", None)
     if count is None:
@@ -222,12 +252,22 @@ def _objects(found: NDArray[Any], field: Column | Scalar, numpys: bool) -> str:
     return f"got objects ({', '.join(names[:5])}), expected {field.dtype}"
 
 
-def _conversion(got: np.dtype[Any], name: str, dtype: np.dtype[Any]) -> str:
+def _conversion(values: NDArray[Any], name: str, dtype: np.dtype[Any], numpys: bool) -> str:
     """How to convert values so that what changes is known; never what would corrupt them."""
+    got = values.dtype.newbyteorder("=")
     if got.name not in ITEMSIZE:
         return f"make {name} of them first, as you mean it"
-    if np.can_cast(got, dtype, "safe"):
-        return f"pass .astype({name!r})"
-    if np.can_cast(got, dtype, "same_kind") and got.kind not in "biu":
-        return f"pass .astype({name!r}), which rounds, or declare the field {got.name}"
-    return f"declare the field {got.name}; in {name} not all of its values fit"
+    call = f"{'' if numpys else 'np.asarray(values)'}.astype({name!r})"
+    rounds = got.kind in "iu" and got.itemsize == 8 and dtype.kind in "fc"
+    if np.can_cast(got, dtype, "safe") and not rounds:
+        return f"pass {call}"
+    with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+        converted = values.astype(dtype)
+        # Both ways, for a number that wraps comes back, and one that rounds compares as equal.
+        exact = (converted == values) & (converted.astype(got) == values)
+        if exact.all() and (got.kind != "c" or dtype.kind == "c"):
+            return f"pass {call}, in which all of these values fit"
+    floats = np.can_cast(got, dtype, "same_kind") and got.kind not in "biu"
+    if floats and _infinities(converted) == _infinities(values):
+        return f"pass {call}, which rounds, or declare the field {got.name}"
+    return f"declare the field {got.name}; in {name} not all of these values fit"

@@ -59,7 +59,9 @@ def check_numbers(what: str, rows: int, numbers: Any, least: int, most: int) -> 
 def check_offsets(rows: int, first: int, last: int, shortest: int, *, all_rows: bool) -> None:
     """Events start at row 0, follow each other, and end with the last row (or before it)."""
     if first != 0:
-        raise ValueError(f"offsets must start at row 0, got {first}")
+        raise ValueError(
+            f"offsets must start at row 0, got {first}; if these are counts, pass counts="
+        )
     if shortest < 0:
         raise ValueError(f"offsets must not decrease, got a step of {shortest}")
     if last > rows:

@@ -27,9 +27,10 @@ class SoA:
     `soa["pt"]` is a NumPy view, shaped as a spec entry is: a list of names adds the column axis,
     `Value(name)` gives a scalar as it is. `soa["pt"] = array` writes what `pack` would take: exact
     in dtype and shape. Through the view NumPy's own rules hold: `soa["pt"][:] = array` converts,
-    and may narrow. `soa[a:b]` is an SoA over those rows of the same memory, `len(soa)` the row
-    count; else it is a mapping of columns: `keys`, `items`, `values`, `in`, `dict(soa)`.
-    `soa.buffer.root` is the whole memory as a NumPy array of bytes.
+    and may narrow, and so do operators in place, `soa["pt"] += array`. `soa[a:b]` is an SoA over
+    those rows of the same memory, `len(soa)` the row count; else it is a mapping of columns:
+    `keys`, `items`, `values`, `in`, `dict(soa)`. `soa.buffer.root` is the whole memory as a NumPy
+    array of bytes.
 
     `pickle` and `copy.deepcopy` copy the memory, of a slice its rows alone; `copy.copy` does not.
     Pickle protocol 5 hands it over as one buffer; what comes out of band is taken as it is, without
@@ -284,7 +285,7 @@ def _numbers(soa: SoA, entry: Entry) -> Geometry:
         names = plan.scattered[0][1].columns
         raise BufferError(
             f"{listed(names)} make no single array: {why_not(soa, names)}; take them one by one, "
-            f"soa[name], and np.stack them, which copies"
+            f"soa[name], and copy them into one, np.stack(arrays, axis=1)"
         )
     [found] = plan.geometry(soa.capacity, soa.start, soa.rows)
     return found
@@ -425,9 +426,11 @@ def wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) -> 
     if len(got) == 2 and got[::-1] == expected:
         hint = "; rows come first: pass its transpose"
     elif not expected:
-        hint = "; a scalar has no axes"
+        hint = "; a scalar has no axes: pass its one value, such as soa[Value(name)]"
     elif got == (*expected, 1):
-        hint = "; drop the last axis, or name the column in a list of one"
+        hint = "; drop the last axis"
+        if where.startswith("tensor"):
+            hint += ", or name the column in a list of one"
     elif got and got[1:] == expected[1:]:
         hint = "; it needs one row for each of the SoA's"
     return f"{where}: got shape {got}, expected {expected}{hint}"

@@ -24,10 +24,12 @@ class Asked(NamedTuple):
     Attributes:
         fields: all of them.
         table: components, and padded rows of each, where the memory is one matrix of columns.
+        rows: that there are; None of blocks.
     """
 
     fields: Iterable[Column | Scalar]
     table: tuple[int, int] | None
+    rows: int | None
 
 
 def numpy_says(dtype: np.dtype[Any]) -> str | None:
@@ -102,8 +104,8 @@ def by_columns(
                 return False
             raise TypeError(
                 f"the buffer holds {says}, but field {field.name!r:.80} is {field.dtype}; values "
-                f"go through layout.pack, and memory that holds a whole SoA goes as plain bytes, "
-                f"its uint8 view"
+                f"of another dtype are converted first, or go through layout.pack; only memory "
+                f"that was written as this layout goes as plain bytes, its uint8 view"
             )
     if sum(n != 1 for n in shape) < 2 or 0 in shape or not (c or fortran):
         return False
@@ -126,21 +128,18 @@ def _table(asked: Asked, shape: tuple[int, ...], c: bool) -> str:
         )
     components, width = asked.table
     whole = f"this layout's memory is its {components} columns of {width} rows, padding included"
+    by_row, by_column = _packed(asked, "table[:, {}]"), _packed(asked, "table[{}]")
     if c and shape == asked.table:
         return (
             f"a square table, {shape}, does not tell whether its rows are the layout's columns; "
-            f"if they are, pass it as one axis, .reshape(-1)"
+            f"if they are, pass it as one axis, .reshape(-1); if not, pack it: {by_row}"
         )
-    if shape[1] == components:
+    if components in shape:
+        number, pack = (0, by_row) if shape[1] == components else (1, by_column)
+        rows = f"; it has {shape[number]} rows, and rows={asked.rows}"
         return (
-            f"the table's shape is {shape} with one row after another, and {whole}; pack it: "
-            f"{_packed(asked, 'table[:, {}]')}"
-        )
-    if c and shape[0] == components:
-        return (
-            f"the table's shape is {shape}, and {whole}, one after another; pack it: "
-            f"{_packed(asked, 'table[{}]')}, or lay the columns out without padding, by the "
-            f"layout's alignment="
+            f"the table's shape is {shape}, and {whole}, one after another"
+            f"{rows if shape[number] not in (asked.rows, width) else ''}; pack it: {pack}"
         )
     return (
         f"the table's shape is {shape}, and {whole}; if it is in the layout's order all the same, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from ._buffer import ITEMSIZE, Buffer, Geometry, check_bounds, host_array, numpy_dtype
 from ._runs import run_numbers
-from ._spec import Entry, Spec, Value, repeated
+from ._spec import Entry, Spec, Value, columns_of, listed, repeated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -285,7 +285,8 @@ def compile_entry(layout: Layout, entry: Entry, piecewise: bool) -> Plan:
     key = entry, piecewise
     plan: Plan | None = layout.plans.get(key)
     if plan is None:
-        plan = _plan_of(layout, [_tensor(layout, "", entry, piecewise)], False)
+        tensor = replace(_tensor(layout, "", entry, piecewise), name=listed(columns_of(entry)))
+        plan = _plan_of(layout, [tensor], False)
         layout.plans[key] = plan
     return plan
 
@@ -464,7 +465,10 @@ def _way_out(layout: Layout, names: tuple[str, ...]) -> str:
     order = {f.name: i for i, f in enumerate(layout.fields)}
     in_memory = sorted(names, key=order.__getitem__)
     if _distance(layout, [*map(layout.__getitem__, in_memory)]) is not None:
-        return f"list them in memory order, {_shortened(in_memory)}, or {copy}"
+        return (
+            f"{copy}; or, if it does not matter which comes first, list them in memory order, "
+            f"{_shortened(in_memory)}"
+        )
     at = order[in_memory[0]]
     fields = [f.name for f in layout.fields]
     chosen = set(names)

@@ -52,7 +52,8 @@ def forward(
             one, though it is equal, is compiled anew. What was compiled goes with it. Weights go
             best in a pytree that can be called, such as `jax.tree_util.Partial(apply, weights)` or
             an Equinox module: its arrays are arguments, what was compiled is kept, and found again
-            for the same functions and numbers in it. What a function has closed over is a constant.
+            for the same functions and numbers in it. What a function has closed over, and what any
+            other object or bound method holds, is a constant of the time when it was compiled.
         inputs: a pair `(soa, spec)`, or a list of pairs: SoAs of any row counts, on one device.
         outputs: likewise; writable, on the same device. They may be the inputs themselves.
         batch_size: run on so many rows at a time, the last batch short; results of all batches are

@@ -44,7 +44,7 @@ def forward(
     (call its `eval()` before), a scripted, traced, compiled or exported one, or any function.
     Its results are one tensor, a tuple or list in the order of the outputs' specs, or a dict by the
     tensors' names. All of them are checked before any is written, once the model has run on all
-    batches: if it raises, or gives what does not fit, nothing has been written. Each is written
+    batches: if it raises, or gives what does not fit, no result has been written. Each is written
     with one copy, the only one; results of batches are kept as copies until then. Outputs without
     rows are done without running the model.
 

@@ -133,6 +133,15 @@ ROWS = [[1, 2, 3], [4, 5, 6]]
         ("float64", (), np.arange(3, dtype="i2"), [0, 1, 2]),
         ("float32", (), np.arange(3.0), [0, 1, 2]),
         ("complex64", (), np.arange(3, dtype="f4"), [0, 1, 2]),
+        ("int32", (), np.arange(3), [0, 1, 2]),
+        ("float32", (), np.arange(3), [0, 1, 2]),
+        ("int8", (), np.arange(3.0), [0, 1, 2]),
+        ("bool", (), np.array([1, 0, 1]), [True, False, True]),
+        ("float32", (), pl.Series([1.5, 2.5]), [1.5, 2.5]),
+        ("float32", (), pa.array([1.5, 2.5]), [1.5, 2.5]),
+        ("float32", (), [np.float64(1.5), 2.5], [1.5, 2.5]),
+        ("int32", (), pd.Series([1, 2], dtype="Int64"), [1, 2]),
+        ("float32", (2,), pd.DataFrame({"a": [1.5], "b": [2.5]}), [[1.5, 2.5]]),
     ],
     ids=str,
 )
@@ -144,10 +153,15 @@ def test_advice_is_right_when_followed(dtype, shape, values, wanted):
 @pytest.mark.parametrize(
     ("dtype", "values", "message"),
     [
-        ("int32", np.array([1.5, 2**40]), "declare the field float64; in int32 not all of its"),
-        ("int32", np.arange(3), "declare the field int64; in int32 not all"),
-        ("float32", np.arange(3), "declare the field int64; in float32 not all"),
-        ("float32", np.arange(3, dtype="c8"), "declare the field complex64"),
+        ("int32", np.array([1.5, 2**40]), "declare the field float64; in int32 not all of these"),
+        ("int32", np.array([1, 2**31]), "declare the field int64; in int32 not all of these"),
+        ("uint64", np.array([1, -1]), "declare the field int64; in uint64 not all"),
+        ("float32", np.array([2**24 + 1]), "declare the field int64; in float32 not all"),
+        ("float32", np.array([1e300]), "declare the field float64; in float32 not all"),
+        ("int64", np.array([np.nan]), "declare the field float64; in int64 not all"),
+        ("float32", np.array([1], "c8"), "declare the field complex64"),
+        ("float64", np.array([2**53 + 1]), "declare the field int64; in float64 not all"),
+        ("int64", np.array([2**64 - 1], "u8"), "declare the field uint64; in int64 not all"),
         ("bool", np.arange(3, dtype="u1"), "declare the field uint8"),
         ("int64", np.array(["2020"], "M8[s]"), "make int64 of them first, as you mean it"),
         ("float32", np.array(["1.5"]), "make float32 of them first"),
@@ -161,6 +175,51 @@ def test_no_advice_corrupts(dtype, values, message):
     with pytest.raises(TypeError, match=message) as refusal:
         packed(dtype, values)
     assert "astype" not in str(refusal.value)
+
+
+# Tables
+
+
+def test_tables_are_packed_column_by_column():
+    """A DataFrame or Arrow table is refused with what gives its columns, and that is right."""
+    layout = Layout([Column("a", "float32"), Column("b", "int64")])
+    frame = pd.DataFrame({"a": np.array([1, 2], "f4"), "b": [3, 4]})
+    for table in (frame, pl.DataFrame(dict(frame)), pa.Table.from_pandas(frame)):
+        with pytest.raises(TypeError, match="must be a mapping .*; pass its columns, ") as refusal:
+            layout.pack(table)
+        columns = eval(str(refusal.value).rpartition("columns, ")[2], {"table": table})
+        assert layout.pack(columns)["b"].tolist() == [3, 4]
+    with pytest.raises(TypeError, match=r"got SoA; copy.deepcopy\(soa\) copies one"):
+        layout.pack(layout.allocate(3))
+    with pytest.raises(TypeError, match="got list$"):
+        layout.pack([1, 2])
+
+
+def test_nulls_of_tables():
+    """A table that fills a vector column has its nulls counted, too."""
+    frame = pd.DataFrame({"a": [1.0, None], "b": [None, None]}, dtype="Float32")
+    for table in (frame, pl.DataFrame({"a": [1.0, None], "b": [None, None]})):
+        with pytest.raises(ValueError, match="field 'x': 3 nulls"):
+            packed("float32", table, (2,))
+    with pytest.raises(ValueError, match="field 'x': 3 nulls"):
+        packed(
+            "float32", pa.table({"a": [1.0, None], "b": pa.array([None, None], pa.float32())}), (2,)
+        )
+    assert packed("float32", pd.DataFrame(np.ones((2, 2), "f4")), (2,)).tolist() == [[1, 1]] * 2
+    assert packed("float64", pl.DataFrame({"a": [1.0], "b": [2.0]}), (2,)).tolist() == [[1, 2]]
+
+
+def test_row_counts_that_differ():
+    """The column that told the rows is named beside the one that has others."""
+    layout = Layout([Column("x", "f4"), Column("y", "f4")])
+    with pytest.raises(
+        ValueError, match=r"'y': got shape \(4,\), expected \(3,\).*, and 'x' has 3"
+    ):
+        layout.pack({"x": [1.0] * 3, "y": [1.0] * 4})
+    with pytest.raises(
+        ValueError, match=r"'n': .*pass its one value, such as soa\[Value\(name\)\]"
+    ):
+        Layout([Scalar("n", "f4")]).pack({"n": [1.0, 1.0]}, rows=2)
 
 
 # Lists

@@ -218,7 +218,7 @@ def test_tables_by_the_buffer_protocol():
     soa = layout.wrap(columns, 5)
     assert soa["c1"].tolist() == [5, 6, 7, 8, 9]
     assert np.shares_memory(soa["c1"], np.asarray(columns))
-    with pytest.raises(ValueError, match="one row after another"):
+    with pytest.raises(ValueError, match="columns of .* one after another"):
         layout.wrap(memoryview(table.T.copy()), 5)
 
 
@@ -239,12 +239,15 @@ def test_the_advice_for_tables_is_right(alignment, rows):
         [Column("x", "f4"), Column("v", "f4", (2,)), Column("y", "f4")], alignment=alignment
     )
     table = np.arange(4 * rows, dtype="f4").reshape(rows, 4)
-    soa = followed(layout, table, rows, "one row after another")
+    soa = followed(layout, table, rows, "columns of .* one after another")
     np.testing.assert_array_equal(soa["v"], table[:, 1:3])
     np.testing.assert_array_equal(soa["y"], table[:, 3])
     if alignment == 128:  # rows without their padding
         soa = followed(layout, table.T.copy(), rows, "its 4 columns of 32 rows, padding included")
         np.testing.assert_array_equal(soa["v"], table[:, 1:3])
+    by_column = np.asfortranarray(table.T)  # each of whose rows is a column of the layout
+    soa = followed(layout, by_column, rows, "pack it")
+    np.testing.assert_array_equal(soa["v"], table[:, 1:3])
 
 
 def test_square_tables():
@@ -253,6 +256,8 @@ def test_square_tables():
     with pytest.raises(ValueError, match="a square table.*as one axis, .reshape"):
         layout.wrap(table, 4)
     assert layout.wrap(table.reshape(-1), 4)["c1"].tolist() == [4, 5, 6, 7]
+    first = Layout(layout.fields[:3], alignment=4)
+    assert followed(first, table[:3, :3].copy(), 3, "if not, pack it")["c1"].tolist() == [1, 5, 9]
     assert layout.wrap(np.asfortranarray(table), 4)["c1"].tolist() == [1, 5, 9, 13]
 
 
@@ -262,6 +267,9 @@ def test_other_tables():
     for shape in ((6, 5), (2, 15), (5, 6), (2, 3, 5), (3, 5, 2)):
         with pytest.raises(ValueError, match="table's shape|axes"):
             layout.wrap(numbers.reshape(shape), 5)
+    for rows in (4, 6):
+        with pytest.raises(ValueError, match=f"it has 5 rows, and rows={rows}; pack it"):
+            layout.wrap(numbers[:15].reshape(3, 5), rows)
     with pytest.raises(ValueError, match=r"as one axis, .T.reshape\(-1\)"):
         layout.wrap(np.asfortranarray(numbers.reshape(6, 5)), 5)
     scalars = Layout([Column("x", "f4"), Scalar("n", "f4")], alignment=4)
@@ -362,7 +370,7 @@ def test_capsules_of_the_host():
         ({"code": 99}, "DLPack's type 99"),
         ({"code": 6}, "holds bool"),
         ({"bits": 16}, "holds uint16"),
-        ({"ndim": 2, "shape": (32, 2)}, "one row after another"),
+        ({"ndim": 2, "shape": (32, 2)}, "columns of .* one after another"),
         ({"ndim": 2, "shape": (2, 2**62), "strides": (2**62, 1)}, "table's shape|no memory"),
     ],
 )
