@@ -236,3 +236,46 @@ def test_bad_blocks():
         scalars.allocate({"s": 2**70})
     with pytest.raises(BufferError, match="misaligned"):
         BLOCKS.wrap(np.zeros(4096, np.uint8)[1:], ROWS)
+
+
+def test_json_is_read_again():
+    """What `to_json` wrote gives the same blocks, in the same order; all else is refused."""
+    text = BLOCKS.to_json()
+    for given in (text, text.encode()):
+        again = Blocks.from_json(given)
+        assert again == BLOCKS
+        assert list(again) == list(BLOCKS)
+    assert Blocks.from_dict(BLOCKS.to_dict()) == BLOCKS
+    assert Blocks.from_json(text, max_bytes=len(text)) == BLOCKS
+    with pytest.raises(ValueError, match=f"max_bytes={len(text)}$"):
+        Blocks.from_json(text, max_bytes=len(text) - 1)
+
+
+ONE = '{"fields": [{"kind": "scalar", "name": "n", "dtype": "int8"}]'
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("[]", TypeError, "the description must be a mapping, got"),
+        ("{}", ValueError, "the description lacks blocks"),
+        ('{"blocks": {}, "rows": 3}', ValueError, "the description has an unknown key 'rows'"),
+        ('{"blocks": []}', TypeError, "blocks must be a mapping from name to layout, got"),
+        ('{"blocks": {}}', ValueError, "blocks need at least one layout"),
+        ('{"blocks": {"a": 3}}', TypeError, "block 'a': the layout must be a mapping, got 3"),
+        ('{"blocks": {"a": {"fields": 3}}}', TypeError, "block 'a': the layout's fields must be a"),
+        ('{"blocks": {"a": {"fields": []}}}', ValueError, "block 'a': a layout needs at least one"),
+        ('{"blocks": {"a": {}, "a": {}}}', ValueError, "key 'a' stands twice"),
+        (f'{{"blocks": {{"": {ONE}}}}}}}', ValueError, "a block's name must not be empty"),
+        (
+            f'{{"blocks": {{"a": {ONE}}}, "b": {ONE}, "alignment": 64}}}}}}',
+            ValueError,
+            "one alignment: 'a' has 128, 'b' has 64",
+        ),
+        ("NaN", ValueError, "NaN is no number of JSON"),
+    ],
+)
+def test_bad_json(text, error, message):
+    """Each thing wrong has its own sentence, with the block's name."""
+    with pytest.raises(error, match=message):
+        Blocks.from_json(text)

@@ -585,3 +585,18 @@ def test_an_interrupt_on_the_host_while_xla_runs():
     with pytest.raises(jax.errors.JaxRuntimeError, match="KeyboardInterrupt"):
         forward(model, (soa, Spec(x="x")), (soa, Spec(y="y")))
     assert not soa.buffer.root.any()
+
+
+def test_what_fits_is_not_looked_at_twice(monkeypatch):
+    """Arrays that fit are written without working out what a refusal would say."""
+    layout = Layout([Column("x", "float32"), Column("y", "float32")])
+    soa = layout.allocate(3)
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(soaview_jax._write, "check_given", never)
+    soaview_jax.write(soa, Spec(x="x", y="y"), [jnp.ones(3), jnp.zeros(3)])
+    assert soa["x"].tolist() == [1, 1, 1]
+    with pytest.raises(AssertionError):
+        soaview_jax.write(soa, Spec(x="x"), [jnp.ones(4)])

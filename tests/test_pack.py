@@ -74,6 +74,10 @@ def test_nulls_are_counted_and_refused(dtype, make):
         (pa.array([[1.0], None, [None]], pa.list_(pa.float32())), "1 null"),
         (pl.Series([[1.0, None], [1.0, 2.0]], dtype=pl.Array(pl.Float32, 2)), "1 null,"),
         (pd.Categorical([1, None]), "1 null,"),
+        (pa.array([1, None]).dictionary_encode(), "1 null,"),
+        (pa.array([0, None, 1])[1:], "1 null,"),
+        (pl.Series([None, "a"], dtype=pl.Categorical), "1 null,"),
+        (pd.Series([None], dtype="datetime64[s]").astype(object), "1 null,"),
     ],
     ids=str,
 )
@@ -101,6 +105,9 @@ def test_polars_and_dask_arrays():
     matrix = pl.Series([[1, 2, 3], [4, 5, 6]], dtype=pl.Array(pl.Int16, 3))
     assert packed("int16", matrix, (3,)).tolist() == [[1, 2, 3], [4, 5, 6]]
     assert packed("int64", dask.array.arange(4)).tolist() == [0, 1, 2, 3]
+    assert packed("int64", pa.array([7, 8, 7]).dictionary_encode()).tolist() == [7, 8, 7]
+    assert packed("int64", pd.Series([7, 8, 7], dtype="category")).tolist() == [7, 8, 7]
+    assert packed("int64", pd.arrays.SparseArray([0, 8, 0])).tolist() == [0, 8, 0]
     assert packed("float32", pd.DataFrame({"a": [1, 2]}, dtype="f4")["a"]).tolist() == [1, 2]
 
 

@@ -119,8 +119,8 @@ def test_bad_specs(make, error, message):
         (
             ["z", "y"],
             "tensor 't': its columns are in reversed order, and strides must be positive ('z' to "
-            "'y' -768 bytes at 90 rows); let copy=None of an adapter gather them; or, if it does not "
-            "matter which comes first, list them in memory order, ['y', 'z']",
+            "'y' -768 bytes at 90 rows); let copy=None of an adapter gather them; or, if it does "
+            "not matter which comes first, list them in memory order, ['y', 'z']",
         ),
         (
             ["y", "z", "y"],
