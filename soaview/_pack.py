@@ -234,7 +234,9 @@ def _objects(found: NDArray[Any], field: Column | Scalar, numpys: bool) -> str:
     _check_nulls(_missing(items))
     types = _types(items.tolist())
     lists = [item for item in items if isinstance(item, (list, tuple, np.ndarray))]
-    if lists and len(lists) == len(items):
+    if 0 < len(lists) < len(items):
+        return "got lists among single values, and every row of a column has as many"
+    if lists:
         lengths = sorted({len(item) if np.ndim(item) else 0 for item in lists})
         if len(lengths) > 1:
             return (

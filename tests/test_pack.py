@@ -174,6 +174,7 @@ def test_advice_is_right_when_followed(dtype, shape, values, wanted):
         ("float32", np.array(["1.5"]), "make float32 of them first"),
         ("float32", np.array(["1.5", "x"], object), r"got objects \(str\), expected float32"),
         ("int8", pd.Series([[1], [2, 3]]), "lists of 1 to 2 items.*np.concatenate.*lengths"),
+        ("int8", pd.Series([[1], 2]), "lists among single values"),
         ("float32", np.array([{}, object()], object), r"got objects \(dict, object\)"),
     ],
 )

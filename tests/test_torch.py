@@ -724,6 +724,27 @@ def test_who_waits_for_whom(monkeypatch):
     assert wait_for(None) is None
 
 
+def test_a_view_of_a_pointer_waits(monkeypatch):
+    """Who takes a view by DLPack gets torch's, whose stream has waited for the memory's."""
+    seen, memory = [], filled(LAYOUT, 33)[0]
+
+    class Stream:
+        def wait_stream(self, other):
+            seen.append(other)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number, device: (number, str(device)))
+    monkeypatch.setattr(torch, "as_tensor", lambda interface, device: torch.from_numpy(memory))
+    at = {"device": "cuda:0", "owner": memory}
+    soa = LAYOUT.from_pointer(memory.ctypes.data, 33, stream=7, **at)
+    [x, k] = views(soa, Spec(x="x", k="k"))
+    taken = [soa.buffer.producer(view) for view in (x, k)]
+    assert seen == [(7, "cpu")] * 2
+    assert [t.data_ptr() for t in taken] == [x.address, k.address]
+    soa.buffer.producer(views(LAYOUT.from_pointer(memory.ctypes.data, 33, **at), Spec(x="x"))[0])
+    assert len(seen) == 2
+
+
 def test_no_real_memory_in_transforms():
     """Where torch has no memory to give, a device's is refused as the host's is."""
 
