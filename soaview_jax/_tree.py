@@ -362,6 +362,7 @@ def cut(view: View | Scattered, start: jax.Array | None = None) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(f, (view.shape[0], *f.shape[1:])) for f in found], 1)
 
 
+@as_it_is()
 def put(view: View | Scattered, value: jax.Array, leaves: list[Any]) -> None:
     """Put the value where the view is, in place of the leaf that is there."""
     if 0 in view.shape:

@@ -202,12 +202,13 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
     given = [(array.shape, array.dtype.name, soa.device) for array in arrays]
     check_given(soa, spec, found, given)
     made = list(held.leaves) if held.traced else held.copies()
-    if held.traced:
-        numbers = run_numbers(soa.layout)
-        for number in {numbers[name] for entry in spec.values() for name in columns_of(entry)}:
-            made[number] = held.without_padding(number, held.leaf(number))
     for view, array in zip(found, arrays, strict=True):
         put(view, array, made)
+    if held.traced:  # afterwards, or else XLA copies the leaf instead of changing it in place
+        numbers, entries = run_numbers(soa.layout), zip(found, spec.values(), strict=True)
+        names = [name for view, at in entries if 0 not in view.shape for name in columns_of(at)]
+        for number in {numbers[name] for name in names}:
+            made[number] = held.without_padding(number, made[number])
     if not held.traced:  # what is made of memory is finished before somebody writes that
         for leaf in made:
             if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
