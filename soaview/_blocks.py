@@ -15,7 +15,7 @@ from ._fields import check_name, freeze
 from ._json import MAX_BYTES, check_keys, parsed
 from ._layout import Layout
 from ._soa import SoA, restored, sent
-from ._spec import no_such
+from ._spec import listed, no_such
 from ._typed import Asked
 
 
@@ -69,6 +69,9 @@ class Blocks(Mapping[str, Layout]):
         if not isinstance(name, str) or name not in self.layouts:
             raise KeyError(no_such("block", name, self.layouts))
         return self.layouts[name]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self.layouts
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layouts)
@@ -197,7 +200,7 @@ class Blocks(Mapping[str, Layout]):
         for name in rows:
             self[name]
         if missing := [name for name in self if name not in rows]:
-            raise KeyError(f"no row count for block {', '.join(map(repr, missing))}")
+            raise KeyError(f"no row count for block {listed(map(repr, missing))}")
         return {name: check_rows(rows[name]) for name in self}
 
     def _places(self, rows: Mapping[str, int]) -> dict[str, tuple[int, int]]:

@@ -142,7 +142,7 @@ def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> Memory
     if tensor.lanes != 1 or tensor.bits % 8:
         raise BufferError(f"its items have {tensor.bits} bits in {tensor.lanes} lanes")
     kind = _CODES.get(tensor.code, f"DLPack's type {tensor.code} of bits ")
-    says = kind if kind == "bool" else f"{kind}{tensor.bits}"
+    says = "bool" if kind == "bool" and tensor.bits == 8 else f"{kind}{tensor.bits}"
     _check_order(asked, says, shape, strides, 1)
     size = math.prod(shape) * tensor.bits // 8
     address = check_address((tensor.data or 0) + tensor.byte_offset, size)
@@ -161,6 +161,8 @@ def of_interface(interface: Any, asked: Asked) -> Memory:
     if not isinstance(interface["typestr"], str):
         raise TypeError(f"its typestr is {interface['typestr']!r}")
     dtype = np.dtype(interface["typestr"])
+    if dtype.type is np.void and interface.get("descr"):
+        dtype = np.dtype(list(interface["descr"]))
     says = numpy_says(dtype)
     shape = tuple(exact_int(number, "shape") for number in interface["shape"])
     if min(shape, default=0) < 0:

@@ -18,8 +18,8 @@ def freeze(value: object, **attributes: object) -> None:
         object.__setattr__(value, name, attribute)
 
 
-def check_name(kind: str, name: object) -> None:
-    """A name is a string, and not empty."""
+def check_name(kind: str, name: object) -> str:
+    """A name is a string, and not empty; of a kind of strings, the plain one."""
     if not isinstance(name, str):
         raise TypeError(f"a {kind}'s name must be a string, got {name!r:.60}")
     if not name:
@@ -28,6 +28,7 @@ def check_name(kind: str, name: object) -> None:
         name.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"a {kind}'s name must be Unicode text, got {name!r:.60}") from error
+    return str.__str__(name)
 
 
 def shown(name: str) -> str:
@@ -43,7 +44,7 @@ _ELSEWHERE = {"float": "float32", "double": "float64", "halffloat": "float16", "
 def _check_dtype(name: str, dtype: Any) -> tuple[str, tuple[int, ...]]:
     """The dtype's canonical name, and its own shape, from a name or any library's dtype."""
     if isinstance(dtype, str) and dtype in ITEMSIZE:
-        return dtype, ()
+        return str.__str__(dtype), ()
     known, shape = _numpys(dtype)
     if known is not None:
         if not known.isnative:
@@ -102,7 +103,7 @@ class Column:
     per_row: ClassVar[bool] = True
 
     def __init__(self, name: str, dtype: Any, shape: Sequence[int] = (), order: str = "F") -> None:
-        check_name("column", name)
+        name = check_name("column", name)
         dtype, own = _check_dtype(name, dtype)
         freeze(self, name=name, dtype=dtype)
         if not isinstance(shape, (tuple, list)):
@@ -158,7 +159,7 @@ class Scalar:
     components: ClassVar[int] = 1
 
     def __init__(self, name: str, dtype: Any) -> None:
-        check_name("scalar", name)
+        name = check_name("scalar", name)
         dtype, own = _check_dtype(name, dtype)
         if own:
             raise ValueError(f"field {name!r:.80}: a scalar has no shape, its dtype has {own}")

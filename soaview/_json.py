@@ -10,11 +10,15 @@ from typing import Any, NoReturn
 from ._buffer import ITEMSIZE, exact_int
 from ._fields import Column, Scalar
 
+MAX_FIELDS = 65_536
+
 MAX_BYTES = 1 << 24
 """Of JSON that is read unless the caller says otherwise: 65 536 fields of 256 bytes each."""
 
 _SHORT = 1 << 17
 """Characters that cost little, whatever they are."""
+
+_TOO_DENSE = "it has more brackets, commas and quotes than its fields could need"
 
 _DIGITS = 20
 """More than those of any number that a layout can have."""
@@ -33,6 +37,8 @@ def parts_of(description: Any) -> tuple[list[Column | Scalar], Any]:
     top = check_keys("the layout", description, {"fields"}, {"alignment"})
     if not isinstance(top["fields"], (list, tuple)):
         raise TypeError(f"the layout's fields must be a list, got {top['fields']!r:.60}")
+    if len(top["fields"]) > MAX_FIELDS:
+        raise ValueError(f"{len(top['fields'])} fields are too many; at most {MAX_FIELDS}")
     fields = [field_of(number, field) for number, field in enumerate(top["fields"])]
     return fields, top.get("alignment", 128)
 
@@ -97,13 +103,17 @@ def parsed(text: str | bytes, max_bytes: int) -> Any:
 def _check_structure(text: str) -> None:
     """Raise for a long text that would take far more memory than a layout's: lists of lists.
 
-    A field takes 40 characters at the least, with two brackets and six commas at the most.
+    A field takes 43 characters at the least, 12 of them quotes, with two brackets and six commas
+    at the most.
     """
     if len(text) <= _SHORT:
         return
-    bare = re.sub(r'"(?:[^"\\]|\\.)*+"', "", text)
+    if text.count('"') > 3 * len(text) // 10:
+        raise ValueError(_TOO_DENSE)
+    # A string that does not end is one, too, or each quote in it would be looked at again.
+    bare = re.sub(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', "", text, flags=re.DOTALL)
     if bare.count("[") + bare.count("{") > len(text) // 15 or bare.count(",") > len(text) // 10:
-        raise ValueError("it has more brackets and commas than its fields could need")
+        raise ValueError(_TOO_DENSE)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,13 +12,11 @@ import numpy as np
 from ._buffer import BYTE, INT64_MAX, Buffer, aligned_zeros, check_held, check_rows, exact_int
 from ._device import held, located, pointed
 from ._fields import Column, Scalar, freeze, shown
-from ._json import MAX_BYTES, described, parsed, parts_of
+from ._json import MAX_BYTES, MAX_FIELDS, described, parsed, parts_of
 from ._offsets import check_offsets
 from ._soa import SoA
 from ._spec import listed, no_such
 from ._typed import Asked
-
-MAX_FIELDS = 65_536
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
@@ -113,6 +111,9 @@ class Layout(Mapping[str, Column | Scalar]):
         if found is None:
             raise KeyError(no_such("column", name, self._by_name))
         return found
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._by_name
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)
@@ -376,10 +377,10 @@ class Layout(Mapping[str, Column | Scalar]):
         """A new SoA, filled from one array per field: shape `(rows, *shape)`, a scalar's `()`.
 
         Arrays must have the field's dtype, for nothing is converted in silence; Python numbers
-        and lists take it where their kind allows. One number is taken for all rows of a column of
-        numbers. Columns of Arrow, polars and pandas are taken if they have no nulls; of a table
-        pass `dict(df)` (pandas), `df.to_dict()` (polars) or `dict(zip(t.column_names, t.columns))`
-        (Arrow).
+        and lists take it where their kind allows, rounded to it. One number is taken for all rows
+        of a column of numbers. Columns of Arrow, polars and pandas are taken if they have no nulls;
+        of a table pass `dict(df)` (pandas), `df.to_dict()` (polars) or
+        `dict(zip(t.column_names, t.columns))` (Arrow).
 
         Raises:
             KeyError: a field is missing or unknown.

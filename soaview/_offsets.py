@@ -26,12 +26,16 @@ def check_offsets(layout: Layout, offsets: Mapping[str, int], rows: int) -> None
     apart, unknown = {}, []
     for name, at in found.items():
         if name not in layout:
-            unknown.append(f"{no_such('column', name, layout)}, which the producer has at {at}")
+            unknown.append(name)
         elif at != (here := layout.offset(name, rows)):
             apart[name] = at - here
     if not apart and not unknown:
         return
-    said = list(unknown)
+    said = []
+    if unknown:
+        said.append(f"{no_such('column', unknown[0], layout)}")
+        theirs = [f"{name!r:.80} at byte {found[name]}" for name in unknown]
+        said.append(f"the producer has, and the layout lacks, {', '.join(theirs)}")
     if apart:
         lie = "lies" if len(apart) == 1 else "lie"
         fields = [
@@ -40,7 +44,9 @@ def check_offsets(layout: Layout, offsets: Mapping[str, int], rows: int) -> None
             for name, by in apart.items()
         ]
         said.append(f"{len(apart)} of {len(found)} fields {lie} elsewhere: {', '.join(fields)}")
-    known = {name: at for name, at in found.items() if name in layout}
+    # What lies elsewhere comes first: it settles most of what is tried.
+    known = {**dict.fromkeys(apart, 0), **found}
+    known = {name: found[name] for name in known if name in layout}
     why = _explained(layout, known, apart, rows) if apart else ""
     raise ValueError(f"at {rows} rows {'; '.join(said)}{why}")
 
@@ -63,14 +69,15 @@ def _explained(layout: Layout, offsets: dict[str, int], apart: dict[str, int], r
 
 def _row_counts(layout: Layout, alignment: int, offsets: dict[str, int]) -> tuple[int, int] | None:
     """At which row counts, the least and the most, the fields have just these offsets."""
-    least, most = 0, INT64_MAX
+    least, most, within = 0, INT64_MAX, range(INT64_MAX)
     for name, at in offsets.items():
-        # An offset never decreases with the rows: where is it reached, and where passed?
-        within = range(INT64_MAX)
+        # An offset never decreases with the rows, and so it is right between two that are.
         at_rows = partial(layout._offset_with, alignment, name)
-        least = max(least, bisect_left(within, at, least, key=at_rows))
-        most = min(most, bisect_left(within, at + 1, least, key=at_rows) - 1)
-        if least > most:
+        if at_rows(least) == at_rows(most) == at:
+            continue
+        least = bisect_left(within, at, least, most, key=at_rows)
+        most = bisect_left(within, at + 1, least, most, key=at_rows) - (at_rows(most) > at)
+        if least > most or at_rows(least) != at:
             return None
     return least, most
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PLAIN = {bool, int, float, complex}
 _LISTS = {list, tuple}
-_MOST_AXES = 64  # of NumPy's arrays, and so of lists of lists
+_MOST_AXES = 4  # of a matrix column, several of which are assigned at once
 
 
 def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:
@@ -122,8 +122,8 @@ def _array(field: Column | Scalar, value: Any) -> NDArray[Any]:
     types = _types(value)
     if types <= _PLAIN:
         return _numbers(value, types, dtype)
-    if any(issubclass(kind, np.ma.MaskedArray) for kind in types):
-        raise TypeError("a masked array's mask would be lost; pass .data, or fill it")
+    # Dask says of what its arrays are, and drops their masks when it is asked for values.
+    _check_masks(types | {type(getattr(value, "_meta", None))})
     if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which torch does not give to NumPy
         raise TypeError(
             "NumPy does not read torch's bfloat16; pass "
@@ -132,7 +132,9 @@ def _array(field: Column | Scalar, value: Any) -> NDArray[Any]:
     _check_nulls(_nulls(value))
     # What can have nulls, and has none, is told what it is without them.
     bare = getattr(getattr(value, "dtype", None), "numpy_dtype", None)
-    found = np.asarray(value) if bare is None else np.asarray(value, bare)
+    given = np.asanyarray(value) if bare is None else np.asarray(value, bare)
+    _check_masks({type(given)})
+    found = np.asarray(given)
     if found.dtype.hasobject:
         raise TypeError(_objects(found, field, isinstance(value, np.ndarray)))
     if found.dtype.newbyteorder("=") != dtype:
@@ -140,7 +142,19 @@ def _array(field: Column | Scalar, value: Any) -> NDArray[Any]:
             f"got dtype {found.dtype}, expected {field.dtype}; nothing is converted in silence: "
             f"{_conversion(found, field.dtype, dtype, isinstance(value, np.ndarray))}"
         )
+    for part in _columns(value) or (value if type(value) in _LISTS else ()):
+        own = getattr(part, "dtype", None)
+        if isinstance(own, np.dtype) and own.newbyteorder("=") != dtype:
+            raise TypeError(
+                f"got a part of dtype {own} among others, expected {field.dtype} of all; convert "
+                f"each as you mean it first"
+            )
     return found
+
+
+def _check_masks(types: set[type]) -> None:
+    if any(issubclass(kind, np.ma.MaskedArray) for kind in types):
+        raise TypeError("a masked array's mask would be lost; pass .data, or fill it")
 
 
 def _numbers(value: Any, types: set[type], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -166,16 +180,32 @@ def _infinities(array: NDArray[Any]) -> int:
 
 
 def _types(value: Any) -> set[type]:
-    """Of the items of a list of lists, or of the value itself."""
+    """Of the items of a list of lists, or of the value itself.
+
+    Raises:
+        ValueError: lists deeper than any field's.
+    """
     items, found = [value], set[type]()
     for _ in range(_MOST_AXES + 1):
         types = set(map(type, items))
         found |= types - _LISTS
         if not types & _LISTS:
-            break
-        lists = items if types <= _LISTS else (item for item in items if type(item) in _LISTS)
+            return found
+        # Each list once, however often it stands there.
+        lists = {id(item): item for item in items if type(item) in _LISTS}.values()
         items = list(chain.from_iterable(lists))
-    return found
+    raise ValueError(f"lists are nested more than {_MOST_AXES} deep")
+
+
+def _columns(value: Any) -> list[Any]:
+    """A table's: of Arrow's, polars' or pandas'; of anything else none."""
+    if hasattr(value, "column_names"):
+        return list(value.columns)
+    if hasattr(value, "get_columns"):
+        return list(value.get_columns())
+    if hasattr(value, "iloc") and len(value.shape) == 2:
+        return [value.iloc[:, number] for number in range(value.shape[1])]
+    return []
 
 
 def _nulls(value: Any) -> int:
@@ -184,27 +214,30 @@ def _nulls(value: Any) -> int:
         return 0
     if isinstance(value, (list, tuple)):
         return _missing(value)
+    if parts := _columns(value):
+        return sum(map(_nulls, parts))
     chunks = getattr(value, "chunks", None)
     if isinstance(chunks, list):
         return sum(map(_nulls, chunks))
-    columns = value.get_columns() if hasattr(value, "get_columns") else None
-    if columns is None and hasattr(value, "iloc") and len(value.shape) == 2:  # pandas
-        columns = [value.iloc[:, number] for number in range(value.shape[1])]
-    if columns is None:
-        columns = getattr(value, "columns", None)
-    if isinstance(columns, list):
-        return sum(map(_nulls, columns))
     dtype = getattr(value, "dtype", None)
+    if hasattr(dtype, "pyarrow_dtype"):
+        value = getattr(value, "array", value).__arrow_array__()
+        return _nulls(value)
     count = getattr(value, "null_count", None)
     if count is None:
         masked = hasattr(value, "isna") and not isinstance(dtype, np.dtype)
-        return int(value.isna().sum()) if masked else 0
+        return int(np.asarray(value.isna()).sum()) if masked else 0
     found = int(count() if callable(count) else count)
-    if found == 0 and hasattr(getattr(value, "type", None), "value_type"):  # Arrow's lists
-        return _nulls(value.flatten()) if hasattr(value, "flatten") else 0
-    if found == 0 and hasattr(dtype, "inner") and hasattr(dtype, "size"):  # polars' arrays
-        return _nulls(value.explode())
-    return found
+    if found:
+        return found
+    # Within lists, records, dictionaries and runs there can be more.
+    nested = getattr(dtype, "is_nested", None)
+    if nested is not None:
+        return _missing(value.to_list()) if nested() else 0
+    theirs = getattr(value, "type", None)
+    inner = any(hasattr(value, name) for name in ("dictionary", "run_ends", "storage"))
+    inner = inner or bool(getattr(theirs, "num_fields", 0))
+    return _missing(value.to_pylist()) if inner else 0
 
 
 def _missing(values: Any) -> int:
@@ -217,6 +250,10 @@ def _missing(values: Any) -> int:
             isinstance(item, np.ndarray) and item.dtype.hasobject and item.ndim
         ):
             found += _missing(item)
+        elif isinstance(item, dict):
+            found += _missing(item.values())
+        elif hasattr(item, "null_count") or hasattr(item, "isna"):
+            found += _nulls(item)
     return found
 
 
@@ -230,7 +267,7 @@ def _check_nulls(count: int) -> None:
 
 def _objects(found: NDArray[Any], field: Column | Scalar, numpys: bool) -> str:
     """What an array of Python objects is refused with, and the way out."""
-    items = found.ravel()
+    items, values = found.ravel(), "values" if numpys else "np.asarray(values)"
     _check_nulls(_missing(items))
     types = _types(items.tolist())
     lists = [item for item in items if isinstance(item, (list, tuple, np.ndarray))]
@@ -245,11 +282,10 @@ def _objects(found: NDArray[Any], field: Column | Scalar, numpys: bool) -> str:
                 f"and keep the lengths beside it"
             )
         if all(isinstance(item, np.ndarray) for item in lists):
-            values = "values" if numpys else "np.asarray(values)"
             return f"got an array of arrays, not of numbers; pass np.stack({values})"
-        return "got an array of lists, not of numbers; pass values.tolist()"
+        return f"got an array of lists, not of numbers; pass {values}.tolist()"
     if types <= _PLAIN:
-        return "got Python numbers as objects; pass values.tolist(), which takes the field's dtype"
+        return f"got Python numbers as objects; pass {values}.tolist(), of the field's dtype"
     names = sorted(kind.__name__ for kind in types)
     return f"got objects ({', '.join(names[:5])}), expected {field.dtype}"
 

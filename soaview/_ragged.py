@@ -20,12 +20,13 @@ def check_cuts(offsets: object, counts: object) -> None:
 
 def host_cuts(what: str, given: Any, rows: int) -> NDArray[np.int64]:
     """Offsets or counts that are on the host, checked: sums of the counts are exact in int64."""
-    if isinstance(given, np.ma.MaskedArray):
-        raise TypeError(f"{what} are a masked array, whose mask would be lost; pass .data")
     try:
-        found = np.asarray(given)
+        given = np.asanyarray(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{what} must be integers along one axis: {error}") from error
+    if isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{what} are a masked array, whose mask would be lost; pass .data")
+    found: NDArray[Any] = np.asarray(given)
     check_kind(what, found.shape, not found.size or found.dtype.kind in "iu", found.dtype)
     if found.size:
         check_numbers(what, rows, found, int(found.min()), int(found.max()))

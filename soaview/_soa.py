@@ -34,8 +34,8 @@ class SoA:
 
     `pickle` and `copy.deepcopy` copy the memory, of a slice its rows alone; `copy.copy` does not.
     Pickle protocol 5 hands it over as one buffer; what comes out of band is taken as it is, without
-    a copy. What such a pickle holds itself is aligned for the layout's items, not for XLA, and
-    read-only if the SoA was.
+    a copy. What such a pickle holds itself is aligned for the layout's items, not for XLA
+    (`copy.deepcopy` aligns it), and read-only if the whole SoA was.
 
     >>> from soaview import Column, Layout, Scalar, Value
     >>> soa = Layout([Column("pt", "float32"), Scalar("n", "int32")]).allocate(4)
@@ -330,7 +330,8 @@ def restored(state: Mapping[str, Any]) -> Any:
         try:
             return layout.wrap(memory, rows)
         except BufferError:
-            pass
+            if not memoryview(memory).c_contiguous:
+                raise
     soa = layout.allocate(rows)
     root, given = soa.buffer.root, np.frombuffer(state.get("bytes", memory), np.uint8)
     if given.size < root.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,6 +60,10 @@ def format_says(text: str, itemsize: int) -> str | None:
     if code == "c":
         return None
     kind = _KINDS.get(code)
+    # Of records and unions that are packed ctypes tells the format of a byte, and the whole size.
+    one = struct.calcsize(code[-1]) * len(code) if kind else itemsize
+    if itemsize != one:
+        raise _records(f"items of {itemsize} bytes")
     if itemsize > 1 and order in (("<",) if sys.byteorder == "big" else (">", "!")):
         raise _byte_order(text)
     name = f"format {text!r:.20}" if kind is None else kind

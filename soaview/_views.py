@@ -37,6 +37,7 @@ class View:
         buffer: the memory.
 
     Raises:
+        TypeError: numbers that are no plain integers, or not in tuples.
         ValueError: a dtype that no layout has, another item size than the dtype's, or elements
             outside of the buffer.
 
@@ -55,6 +56,14 @@ class View:
     buffer: Buffer
 
     def __post_init__(self) -> None:
+        numbers = (*self.shape, *self.strides, self.offset, self.itemsize)
+        plain = type(self.shape) is type(self.strides) is tuple
+        if not plain or not all(type(number) is int for number in numbers):
+            raise TypeError(
+                f"tensor {self.name!r}: shape and strides must be tuples of plain integers, and "
+                f"offset and itemsize such integers, got {self.shape!r:.80}, {self.strides!r:.80}, "
+                f"{self.offset!r:.60} and {self.itemsize!r:.60}"
+            )
         if len(self.shape) != len(self.strides):
             raise ValueError(
                 f"tensor {self.name!r}: shape {self.shape} and strides {self.strides} differ in "
@@ -65,8 +74,8 @@ class View:
                 f"tensor {self.name!r}: no dtype {self.dtype_name!r} of {self.itemsize!r} bytes; "
                 f"known are {', '.join(f'{name} ({size})' for name, size in ITEMSIZE.items())}"
             )
-        numbers = (self.name, self.dtype_name, self.itemsize, self.shape, self.strides, self.offset)
-        check_bounds([numbers], self.buffer.nbytes)
+        view = (self.name, self.dtype_name, self.itemsize, self.shape, self.strides, self.offset)
+        check_bounds([view], self.buffer.nbytes)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -139,8 +139,8 @@ _SHIM = type(jax.tree_util.Partial(partial(len)).func)  # type: ignore[no-untype
 def _told(thing: Any) -> Any:
     """What tells static data of a pytree's node from others that are equal to it."""
     kind = type(thing)
-    if kind is str or thing is None:
-        return None
+    if kind is str or thing is None or isinstance(thing, np.dtype):
+        return thing
     if kind is list or kind is tuple:
         return None if _NAMES.issuperset(map(type, thing)) else tuple(map(_told, thing))
     if kind is _SHIM:
@@ -149,7 +149,9 @@ def _told(thing: Any) -> Any:
         return _told_leaf(thing)
     if isinstance(thing, jax.tree_util.PyTreeDef):
         return _told_tree(thing, [None] * thing.num_leaves)
-    if isinstance(thing, tuple):
+    if kind is slice:
+        return kind, _told(thing.start), _told(thing.stop), _told(thing.step)
+    if isinstance(thing, tuple) and not getattr(thing, "__dict__", None):
         return kind, *map(_told, thing)
     if isinstance(thing, Set):
         return kind, frozenset(map(_told, thing))
@@ -157,7 +159,9 @@ def _told(thing: Any) -> Any:
         return kind, *((_told(key), _told(value)) for key, value in thing.items())
     if is_dataclass(thing) and kind.__eq__ is not object.__eq__:  # type: ignore[comparison-overlap]
         return kind, *(_told(getattr(thing, f.name)) for f in fields(thing))
-    return kind
+    # Whose equality is its own may be equal to what is another.
+    own = kind.__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
+    return _Same(thing) if own else kind
 
 
 def _told_tree(tree: Any, leaves: list[Any]) -> tuple[Any, ...]:

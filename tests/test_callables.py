@@ -7,6 +7,7 @@ import gc
 import math
 import random
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import NamedTuple
@@ -359,3 +360,124 @@ def test_a_thousand_random_functions():
             del pool[rng.randrange(len(pool))]  # its place in memory is free for another one
             del inner
             traced.clear()
+
+
+@jax.tree_util.register_pytree_node_class
+class Static:
+    """A callable pytree without leaves, whose data JAX compares by `==`."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def tree_flatten(self):
+        return (), self.data
+
+    @classmethod
+    def tree_unflatten(cls, data, _):
+        return cls(data)
+
+    def __call__(self, x):
+        return x * 0 + signs(self.data)
+
+
+def signs(data):
+    """1 or -1, by the sign of the zero in some data."""
+    if isinstance(data, slice):
+        data = data.start
+    if isinstance(data, (frozenset, Ordered)):
+        data = dict(data)["a"]
+    return np.float32(np.copysign(1, getattr(data, "zero", data)))
+
+
+class Ordered(Mapping):
+    """A mapping with a hash, equal to any with the same items."""
+
+    def __init__(self, items):
+        self.items_ = dict(items)
+
+    def __getitem__(self, name):
+        return self.items_[name]
+
+    def __iter__(self):
+        return iter(self.items_)
+
+    def __len__(self):
+        return len(self.items_)
+
+    def __hash__(self):
+        return 1
+
+
+class Alike:
+    """Equal to all of its kind."""
+
+    def __init__(self, zero):
+        self.zero = zero
+
+    def __eq__(self, other):
+        return type(other) is Alike
+
+    def __hash__(self):
+        return 1
+
+
+class Text(str):
+    """A string with something beside it."""
+
+
+def text(zero):
+    found = Text("x")
+    found.zero = zero
+    return found
+
+
+class Beside(tuple):
+    """A tuple with something beside it."""
+
+
+def pair(zero):
+    found = Beside((1,))
+    found.zero = zero
+    return found
+
+
+STATIC = {
+    "a set of pairs": lambda one, other: frozenset({("a", one), ("b", other)}),
+    "a mapping": lambda one, other: Ordered({"a": one, "b": other}),
+    "a mapping in another order": lambda one, other: Ordered(
+        {"a": one, "b": other} if np.signbit(one) else {"b": other, "a": one}
+    ),
+    "a slice": lambda one, other: slice(one, 1),
+    "equal to all": lambda one, other: Alike(one),
+    "a string": lambda one, other: text(one),
+    "a tuple": lambda one, other: pair(one),
+}
+
+
+@pytest.mark.parametrize("kind", STATIC)
+def test_static_data_that_is_equal_is_not_the_same(kind):
+    """Functions whose static data are equal, and another's, are compiled on their own."""
+    layout = Layout([Column("x", "float32")])
+    soa, spec = layout.allocate(3), Spec(x="x")
+    for one, other in ((0.0, -0.0), (-0.0, 0.0), (0.0, -0.0)):
+        fn = Static(STATIC[kind](one, other))
+        forward(fn, (soa, spec), (soa, spec))
+        assert soa["x"].tolist() == [np.copysign(1, one)] * 3
+        soa["x"] = 0
+
+
+def test_static_data_of_plain_kinds_is_found_again():
+    """Names, dtypes, shapes and slices made anew are those of before: nothing is compiled anew."""
+    traced = []
+
+    @jax.tree_util.register_pytree_node_class
+    class Counted(Static):
+        def __call__(self, x):
+            traced.append(1)
+            return x
+
+    soa = Layout([Column("x", "float32")]).allocate(3)
+    for _ in range(3):
+        data = ("name", (1, 2.5), np.dtype("float32"), slice(1, 2), frozenset({"a"}), None, True)
+        forward(Counted(data), (soa, Spec(x="x")), (soa, Spec(x="x")))
+    assert len(traced) == 1

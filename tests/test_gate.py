@@ -89,6 +89,20 @@ def test_the_gate_stands_before_every_view():
         soa["x"]
     with pytest.raises(ValueError, match="do not lie inside"):
         View("t", "float32", 4, (NBYTES // 4 + 1,), (1,), 0, soa.buffer)
+    sizes = [NBYTES // 4]
+    for shape, strides, offset in (
+        (sizes, (1,), 0),
+        ((2,), [1], 0),
+        ((True,), (1,), 0),
+        ((2.0,), (1,), 0),
+        ((2,), (np.int64(1),), 0),
+        ((2,), (1,), True),
+        ((type("Odd", (int,), {"__sub__": lambda *_: 0})(2**40),), (1,), 0),
+    ):
+        with pytest.raises(TypeError, match="tuples of plain integers"):
+            View("t", "float32", 4, shape, strides, offset, soa.buffer)
+    with pytest.raises(TypeError, match="plain integers"):
+        View("t", "uint8", 1.0, (2,), (1,), 0, soa.buffer)
     for dtype, itemsize in (("float32", 1), ("uint8", 4), ("float8", 1), ("bfloat16", 4)):
         with pytest.raises(ValueError, match=f"no dtype '{dtype}' of {itemsize} bytes; known are"):
             View("t", dtype, itemsize, (2,), (1,), 0, soa.buffer)

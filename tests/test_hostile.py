@@ -284,6 +284,9 @@ def test_the_largest_layout_is_read_again(as_bytes):
         lambda n: '{"fields": [' + '{"a": 1},' * (n // 9) + "{}]}",
         lambda n: "[" * n,
         lambda n: '"' + "x" * n,
+        lambda n: '"\\' * (n // 2),
+        lambda n: '"' * (n - 1),
+        lambda n: '"\\\n' * (n // 3),
         lambda n: "1" * n,
     ],
 )

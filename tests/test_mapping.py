@@ -249,6 +249,18 @@ def test_dtypes_with_a_shape():
         Scalar("n", three)
 
 
+class Name(str):
+    """A kind of string."""
+
+
+def test_kinds_of_strings():
+    """Of a name, or a dtype, that is a kind of string the plain string is kept."""
+    field = Column(Name("pt"), Name("float32"))
+    assert (type(field.name), type(field.dtype)) == (str, str)
+    assert type(Scalar(np.str_("n"), np.str_("int8")).name) is str
+    assert repr(field) == "Column('pt', 'float32')"
+
+
 # Views
 
 

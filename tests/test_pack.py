@@ -7,6 +7,7 @@ import time
 import tracemalloc
 
 import dask.array
+import dask.dataframe
 import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
 import numpy as np
 import pandas as pd
@@ -87,6 +88,71 @@ def test_nulls_wherever_they_hide(value, count):
         for shape in ((), (2,)):
             with pytest.raises(ValueError, match=f"'x': {count}"):
                 packed(dtype, value, shape)
+
+
+ONES = pd.Series([1.0, None], dtype="Float64")
+INNER = [[1.0, None], [2.0, 3.0]]
+RECORDS = [{"a": 1.0, "b": None}, {"a": 2.0, "b": 3.0}]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [pl.Series([1.0, None]), pl.Series([2.0, 3.0])],
+        (pa.array([1.0, None]), pa.array([2.0, 3.0])),
+        [pd.array([1.0, None], "Float64"), pd.array([2.0, 3.0], "Float64")],
+        [ONES, ONES[:1]],
+        pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array([1.0, None])),
+        pa.chunked_array([pa.DictionaryArray.from_arrays([0, 1], pa.array([1.0, None]))]),
+        pa.RunEndEncodedArray.from_arrays(pa.array([1, 2], pa.int32()), pa.array([1.0, None])),
+        pa.array(INNER, pa.list_(pa.float64())),
+        pa.array(RECORDS),
+        pl.Series(INNER),
+        pl.Series(RECORDS),
+        pd.Series(INNER, dtype=pd.ArrowDtype(pa.list_(pa.float64()))),
+        pd.Series(RECORDS, dtype=pd.ArrowDtype(pa.struct({"a": pa.float64(), "b": pa.float64()}))),
+        pa.ExtensionArray.from_storage(
+            pa.fixed_shape_tensor(pa.float64(), [2]),
+            pa.array(INNER, pa.list_(pa.float64(), 2)),
+        ),
+        dask.dataframe.from_pandas(ONES, npartitions=1),
+        np.array([{"a": None}], object),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_nulls_within_others(value):
+    """They are found in dictionaries, runs, records, lists, extensions and lists of columns."""
+    for dtype, shape in (("float64", ()), ("float64", (2,)), ("int64", (2,))):
+        with pytest.raises(ValueError, match="'x': 1 null,"):
+            packed(dtype, value, shape)
+
+
+class Masked:
+    """Something that NumPy makes a masked array of."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ma.array([1.0, 2.0], mask=[0, 1])
+
+
+def test_masks_are_not_lost():
+    """Nor where a mask comes to light only when the values are asked for."""
+    lazy = dask.array.ma.masked_array(dask.array.from_array(np.array([1.0, 2.0])), mask=[0, 1])
+    for value in (np.ma.array([1.0, 2.0], mask=[0, 1]), lazy, Masked()):
+        with pytest.raises(TypeError, match="'x': a masked array's mask would be lost"):
+            packed("float64", value)
+
+
+def test_parts_of_several_dtypes():
+    """Columns of a table, or items of a list, are not brought to one dtype in silence."""
+    frame = pd.DataFrame({"a": np.array([2**53 + 1, 1]), "b": [1.0, 2.0]})
+    arrays = [np.array([2**53 + 1, 1]), np.array([1.0, 2.0])]
+    for value in (frame, arrays, [np.int64(2**53 + 1), np.float64(1)]):
+        shape = () if type(value[0] if isinstance(value, list) else 0) is np.int64 else (2,)
+        with pytest.raises(TypeError, match="'x': got a part of dtype int64 among others"):
+            packed("float64", value, shape)
+    table = pd.DataFrame({"a": [1.0], "b": [2.0]})
+    assert packed("float64", table, (2,)).tolist() == [[1, 2]]
+    assert packed("float64", [np.float64(1), np.float64(2)]).tolist() == [1, 2]
 
 
 def test_nan_is_a_value():
@@ -276,7 +342,12 @@ def test_lists_that_are_no_arrays():
     deep = 1.0
     for _ in range(100):
         deep = [deep]
-    for value in ([[1.0], [2.0, 3.0]], [1.0, [2.0]], endless, deep):
+    twice = []
+    twice += [twice, twice]
+    many = [1.0]
+    for _ in range(60):
+        many = [many, many]
+    for value in ([[1.0], [2.0, 3.0]], [1.0, [2.0]], endless, deep, twice, many):
         with pytest.raises(ValueError, match="field 'x': "):
             packed("float32", value)
     assert packed("float32", nested(3, 2), (2, 2)).shape == (2, 2, 2)

@@ -130,6 +130,15 @@ def test_frames_alias_whatever_they_are(rows, part):
             assert np.float32(7).tobytes() * len(twin) in bytes(memoryview(came).cast("B"))
 
 
+def test_frames_with_gaps_are_refused():
+    """A frame that is not contiguous is no memory of an SoA."""
+    soa, frames = wrapped(layout_of("float32", "int8"), 33)[0], []
+    sent = pickle.dumps(soa, 5, buffer_callback=frames.append)
+    for odd in (np.zeros(99_999, "u1")[::2], memoryview(bytes(99_999))[::2]):
+        with pytest.raises(BufferError, match="the buffer is not contiguous"):
+            pickle.loads(sent, buffers=[odd])
+
+
 def test_pickles_name_what_is_public():
     """No private name stands in a pickle, so that a room of the package may be renamed."""
     soa, _ = wrapped(layout_of("float32", "int8"), 3)

@@ -102,7 +102,15 @@ class Union(ctypes.Union):
     _fields_ = (("x", ctypes.c_float), ("n", ctypes.c_int))
 
 
+class Packed(ctypes.Structure):
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (("x", ctypes.c_float), ("y", ctypes.c_float))
+
+
 RECORDS = {
+    "ctypes, packed": lambda: (Packed * 99)(),
+    "ctypes, a union": lambda: (Union * 99)(),
     "numpy": lambda: np.zeros(99, [("x", "f4"), ("y", "f4")]),
     "numpy, one field": lambda: np.zeros(99, [("x", "f4")]),
     "numpy, nested": lambda: np.zeros(99, [("p", [("x", "f4"), ("O", "f4", (3,))])]),
@@ -118,8 +126,9 @@ RECORDS = {
 def test_records(source):
     """They lie row by row, and are refused; their bytes are free, as all bytes are."""
     layout = plain("float32")
-    with pytest.raises(TypeError, match="holds records .*row by row.*pack the columns"):
-        layout.wrap(RECORDS[source](), ROWS)
+    for dtype in ("float32", "uint32", "uint64", "complex64"):
+        with pytest.raises(TypeError, match="holds records .*row by row.*pack the columns"):
+            plain(dtype).wrap(RECORDS[source](), 2)
     layout.wrap(memoryview(RECORDS[source]()).cast("B"), ROWS)
 
 
@@ -369,6 +378,7 @@ def test_capsules_of_the_host():
         ({"code": 3}, "DLPack's type 3 of bits 8"),
         ({"code": 99}, "DLPack's type 99"),
         ({"code": 6}, "holds bool"),
+        ({"code": 6, "bits": 32}, "holds bool32"),
         ({"bits": 16}, "holds uint16"),
         ({"ndim": 2, "shape": (32, 2)}, "columns of .* one after another"),
         ({"ndim": 2, "shape": (2, 2**62), "strides": (2**62, 1)}, "table's shape|no memory"),
