@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from soaview import Blocks, Column, Layout, Scalar, Spec, Value, View, views
+from soaview._runs import run_numbers
 
 LAYOUT = Layout([Column("pt", "float32"), Column("cov", "float64", (2, 3)), Scalar("n", "int32")])
 
@@ -348,3 +349,5 @@ def test_plans_live_with_their_layout():
         views(soa, Spec({f"t{number}": "x"}))
     views(soa, first)
     assert layout.plans[first, False, False] is kept
+    assert run_numbers(layout) is run_numbers(layout)
+    assert run_numbers(layout) == {"x": 0, "y": 0}

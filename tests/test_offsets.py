@@ -101,6 +101,15 @@ def test_a_missing_field_explains(missing):
         assert said.endswith(f"if the producer had no field {gone.name!r}")
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float16", "int32", "float64", "complex128"])
+def test_what_a_missing_field_would_be(dtype):
+    """The bytes that the layout lacks are told as those of a row, where a column takes so many."""
+    short = Layout([Column("x", "complex128"), Column("y", "int8")])
+    full = Layout([Column("x", "complex128"), Column("between", dtype), Column("y", "int8")])
+    said = refusal(short, {"x": 0, "y": full.offset("y", 1000)}, 1000)
+    assert f"such as a column of {full['between'].itemsize} bytes a row" in said
+
+
 def test_a_base_that_is_not_the_buffers():
     """Offsets that count from elsewhere are all moved by one distance."""
     said = refusal(LAYOUT, offsets(LAYOUT, 1000, shift=4), 1000)
