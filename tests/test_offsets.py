@@ -104,9 +104,11 @@ def test_a_missing_field_explains(missing):
 @pytest.mark.parametrize("dtype", ["int8", "float16", "int32", "float64", "complex128"])
 def test_what_a_missing_field_would_be(dtype):
     """The bytes that the layout lacks are told as those of a row, where a column takes so many."""
-    short = Layout([Column("x", "complex128"), Column("y", "int8")])
-    full = Layout([Column("x", "complex128"), Column("between", dtype), Column("y", "int8")])
-    said = refusal(short, {"x": 0, "y": full.offset("y", 1000)}, 1000)
+    fields = [Column("x", "complex128"), Column("y", "int8")]
+    short = Layout([*fields, Column("z", "int8")])
+    full = Layout([*fields, Column("between", dtype), Column("z", "int8")])
+    known = {name: full.offset(name, 1000) for name in short}
+    said = refusal(short, known, 1000)
     assert f"such as a column of {full['between'].itemsize} bytes a row" in said
 
 
