@@ -142,9 +142,11 @@ def _array(field: Column | Scalar, value: Any) -> NDArray[Any]:
             f"got dtype {found.dtype}, expected {field.dtype}; nothing is converted in silence: "
             f"{_conversion(found, field.dtype, dtype, isinstance(value, np.ndarray))}"
         )
-    for part in _columns(value) or (value if type(value) in _LISTS else ()):
-        own = getattr(part, "dtype", None)
-        if isinstance(own, np.dtype) and own.newbyteorder("=") != dtype:
+    parts = _columns(value) or (value if type(value) in _LISTS else ())
+    theirs = {np.dtype(kind) for kind in types if issubclass(kind, np.generic)}
+    theirs |= {part.dtype for part in parts if isinstance(getattr(part, "dtype", 0), np.dtype)}
+    for own in theirs:
+        if own.newbyteorder("=") != dtype:
             raise TypeError(
                 f"got a part of dtype {own} among others, expected {field.dtype} of all; convert "
                 f"each as you mean it first"

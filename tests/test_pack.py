@@ -150,6 +150,9 @@ def test_parts_of_several_dtypes():
         shape = () if type(value[0] if isinstance(value, list) else 0) is np.int64 else (2,)
         with pytest.raises(TypeError, match="'x': got a part of dtype int64 among others"):
             packed("float64", value, shape)
+    nested = [[np.int64(2**53 + 1), np.float64(1)]]
+    with pytest.raises(TypeError, match="'x': got a part of dtype int64 among others"):
+        packed("float64", nested, (2,))
     table = pd.DataFrame({"a": [1.0], "b": [2.0]})
     assert packed("float64", table, (2,)).tolist() == [[1, 2]]
     assert packed("float64", [np.float64(1), np.float64(2)]).tolist() == [1, 2]
