@@ -342,6 +342,25 @@ def test_bad_pointers(arguments, error, message):
         LAYOUT.from_pointer(arguments.pop("address"), arguments.pop("rows"), **arguments)
 
 
+def test_a_pointer_says_where_it_is():
+    """The device of an address has no default: nobody could find out before the first access."""
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'device'"):
+        LAYOUT.from_pointer(FAR, ROWS)
+
+
+def test_a_finalizer_of_a_refused_pointer():
+    """Where the call raises, the memory stays the caller's: its finalizer is not called."""
+    called = []
+    for wrong in ({"nbytes": 1}, {"device": "gpu"}, {"readonly": 1}, {"owner": LAYOUT}):
+        at = {"device": "cuda:0", "finalizer": lambda: called.append(1), **wrong}
+        with pytest.raises((TypeError, ValueError)):
+            LAYOUT.from_pointer(FAR, ROWS, **at)
+    with pytest.raises(BufferError, match="misaligned"):
+        LAYOUT.from_pointer(FAR + 1, ROWS, device="cuda:0", finalizer=lambda: called.append(1))
+    gc.collect()
+    assert not called
+
+
 def test_pointers_to_wide_numbers():
     """Items of 16 bytes start on a multiple of 16, as torch and GPUs read them."""
     layout = Layout([Column("z", "complex128")])
