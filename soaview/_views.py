@@ -157,14 +157,24 @@ class Scattered:
     name: str
     dtype_name: str
     columns: tuple[str, ...]
-    parts: tuple[View, ...]
     soa: SoA
+    padded: bool
+
+    @property
+    def parts(self) -> list[View]:
+        """The columns' views, made each time that they are asked for: a refusal needs none."""
+        return self._views(len(self.columns))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the tensor that the parts make."""
-        rows, *element = self.parts[0].shape
-        return (rows, len(self.parts), *element)
+        rows, *element = self._views(1)[0].shape
+        return (rows, len(self.columns), *element)
+
+    def _views(self, count: int) -> list[View]:
+        names = enumerate(self.columns[:count])
+        columns = {f"{self.name}, column {number}": name for number, name in names}
+        return views(self.soa, Spec(columns), padded=self.padded)
 
     def why(self) -> str:
         """Why it cannot be viewed without a copy, and the ways out."""
@@ -220,7 +230,8 @@ def views_or_columns(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View
     strided = views(soa, spec.subset(*(n for n in spec if n not in names)), padded=padded)
     both: list[View | Scattered] = [*strided]
     for position, tensor in plan.scattered:
-        both.insert(position, _scatter(soa, tensor, padded))
+        columns = tensor.columns
+        both.insert(position, Scattered(tensor.name, tensor.dtype, columns, soa, padded))
     return both
 
 
@@ -432,12 +443,6 @@ def _in_pieces(layout: Layout, names: tuple[str, ...]) -> bool:
 def _one_step(layout: Layout, columns: list[Column | Scalar]) -> bool:
     """Whether the columns agree in every stride but their distance."""
     return len({(c.per_row, _inner(layout, c)) for c in columns}) == 1
-
-
-def _scatter(soa: SoA, tensor: Tensor, padded: bool) -> Scattered:
-    columns = {f"{tensor.name}, column {i}": name for i, name in enumerate(tensor.columns)}
-    parts = views(soa, Spec(columns), padded=padded)
-    return Scattered(tensor.name, tensor.dtype, tensor.columns, tuple(parts), soa)
 
 
 def why_not(soa: SoA, names: tuple[str, ...]) -> str:
