@@ -180,7 +180,7 @@ class Leaves(Buffer):
                 f"JAX does not count to row {valid} while 64-bit types are switched off; switch "
                 f"them on"
             )
-        if shards(jax.typeof(leaf).sharding, 1) > 1:  # whose parts JAX does not cut unevenly
+        if jax.typeof(leaf).sharding.mesh.size > 1:  # where JAX is strict about what is cut
             with jax.disable_jit(False):  # one operation, which takes its mesh from the leaf
                 return jnp.where(jnp.arange(width) < valid, leaf, jnp.zeros((), leaf.dtype))
         zeros = lax.slice_in_dim(jnp.zeros_like(leaf), valid, width, axis=1)

@@ -158,6 +158,27 @@ def test_where_memory_is(make, device, numbers):
         assert y.__dlpack_device__() == ((2, numbers[1]) if managed else numbers)
 
 
+DLPACK = {  # https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
+    2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 12: "ext_dev",
+    13: "cuda", 14: "oneapi", 15: "webgpu", 16: "hexagon", 17: "maia",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", range(-1, 20))
+def test_dlpacks_devices(kind):
+    """Each device of DLPack's has its name, by which a pointer names it, too; no other has one."""
+    if kind in (1, 3, 11):  # the host's own, and what it shares with CUDA and ROCm
+        return
+    if kind not in DLPACK:
+        with pytest.raises(BufferError, match=f"device {kind}:5 is not known"):
+            LAYOUT.wrap(Producer(device=(kind, 5)), ROWS)
+        return
+    soa = LAYOUT.wrap(Producer(device=(kind, 5)), ROWS)
+    assert soa.device == f"{DLPACK[kind]}:5"
+    pointed = LAYOUT.from_pointer(FAR, ROWS, device=soa.device)
+    assert pointed.buffer.memory.kind == (2 if kind == 13 else kind)
+
+
 def test_older_producers_are_read_only():
     """Before DLPack 1.0 a capsule says nothing of writing; from 1.0 on its flag does."""
     old, frozen = Producer(version=None), Producer(flags=1)

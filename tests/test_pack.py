@@ -354,6 +354,13 @@ def test_lists_that_are_no_arrays():
         with pytest.raises(ValueError, match="field 'x': "):
             packed("float32", value)
     assert packed("float32", nested(3, 2), (2, 2)).shape == (2, 2, 2)
+    with pytest.raises(ValueError, match=r"got shape \(2, 2, 2, 2\)"):
+        packed("float32", nested(4, 2), (2, 2))
+    with pytest.raises(ValueError, match="lists are nested more than 4 deep"):
+        packed("float32", nested(5, 2), (2, 2))
+    two = Layout([Column("a", "f4", (2, 2)), Column("b", "f4", (2, 2))]).allocate(2)
+    two[["a", "b"]] = nested(4, 2)
+    assert (two["b"] == 0.5).all()
 
 
 class Asked:
