@@ -172,6 +172,10 @@ def test_a_buffer_of_another_size_is_refused():
     for short in (b"", bytes(1), bytearray(7), memoryview(bytearray(64))):
         with pytest.raises(ValueError, match=f"too small: got {len(short)} bytes"):
             pickle.loads(sent, buffers=[short])
+    for short in (b"", b"x", bytes(100)):  # as a damaged pickle of an older protocol has them
+        state = {"layout": soa.layout, "rows": 33, "bytes": short}
+        with pytest.raises(ValueError, match=f"too small: got {len(short)} bytes"):
+            SoA.__new__(SoA).__setstate__(state)
     more = soa.buffer.root.tobytes() + b"more"
     for memory in (more, bytearray(more), memoryview(bytearray(b"+" + more))[1:]):
         assert_same(pickle.loads(sent, buffers=[memory]), soa)

@@ -164,6 +164,16 @@ def test_padding_that_devices_do_not_divide(sharding):
     np.testing.assert_array_equal(jax.jit(change)(to(soa, sharding)), wanted)
 
 
+def test_arrays_over_two_devices():
+    """Outside of jit they are copies, on the devices over which the SoA is split."""
+    mesh = jax.make_mesh((2,), ("rows",), (AxisType.Auto,), devices=jax.devices()[:2])
+    soa, expected = wrapped(LAYOUT, 1000)
+    placed = to(soa, NamedSharding(mesh, PartitionSpec("rows")))
+    [xy] = arrays(placed, Spec(xy=["x", "y"]))
+    np.testing.assert_array_equal(xy, np.stack([expected["x"], expected["y"]], axis=1))
+    assert len(xy.devices()) == 2
+
+
 def test_op_by_op_under_the_mesh(sharding):
     """Where JAX runs a function as it is, its arrays are split as the SoA is."""
     soa, expected = wrapped(LAYOUT, 1000)
