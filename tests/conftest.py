@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import gc
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,22 +26,6 @@ else:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Of which there are several, for what is split over many.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-
-BOTH = [
-    f"test_{name}.py"
-    for name in (
-        "deploy",
-        "differential",
-        "events",
-        "examples",
-        "forward",
-        "frameworks",
-        "readme",
-        "root",
-        "traps",
-    )
-]
-"""Tests of both frameworks."""
 
 # The tests that are worth it run ten times as many cases as these: 1000 by default.
 settings.register_profile("thorough", max_examples=1000)
@@ -89,24 +76,28 @@ def pytest_configure(config):
             raise pytest.UsageError(f"--adapter {name} cannot be imported: {error}") from error
 
 
+def needs(path):
+    """What a file of tests says that it needs, in its line `NEEDS = [...]`; it is not imported.
+
+    Adapters by name, and the options --data and --device.
+    """
+    found = re.search(r"^NEEDS = (.+)$", path.read_text(), re.MULTILINE)
+    return set(ast.literal_eval(found[1])) if found else set()
+
+
 def pytest_ignore_collect(collection_path, config):
     """Leave out the tests of a framework, or of the host, that were not asked for."""
-    names = chosen(config)
-    device = config.getoption("--device")
-    if device != "cpu" and collection_path.suffix == ".py":
-        kept = ("test_conformance.py", "test_gpu.py" if device.startswith("cuda") else None)
-        return True if collection_path.name not in kept else None
-    needs = {
-        "test_gpu.py": False,
-        "test_torch.py": "torch" in names,
-        "test_jax.py": "jax" in names,
-        "test_callables.py": "jax" in names,
-        "test_jit.py": "jit" in names,
-        "test_sharding.py": "jit" in names,
-        **dict.fromkeys(BOTH, {"torch", "jax"} <= set(names)),
-        "test_real_data.py": config.getoption("--data") is not None,
-    }
-    return True if not needs.get(collection_path.name, True) else None
+    if collection_path.suffix != ".py":
+        return None
+    there, device = {*chosen(config)}, config.getoption("--device")
+    if config.getoption("--data") is not None:
+        there.add("--data")
+    if device.startswith("cuda"):
+        there.add("--device")
+    needed = needs(collection_path)
+    on_host = device == "cpu" or "--device" in needed
+    elsewhere = collection_path.name == "test_conformance.py"
+    return None if needed <= there and (on_host or elsewhere) else True
 
 
 def pytest_generate_tests(metafunc):
@@ -131,6 +122,12 @@ def adapter(request):
     found = load(request.param)
     with found.settings():
         yield found
+
+
+@pytest.fixture(params=["torch", "jax"])
+def framework(request):
+    """One and the other, where both are there: `forward`, and what their arrays are made by."""
+    return importlib.import_module("models").FRAMEWORKS[request.param]
 
 
 @pytest.fixture(scope="session")

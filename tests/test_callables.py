@@ -22,6 +22,8 @@ from soaview import Column, Layout, Spec
 from soaview_jax import forward
 from soaview_jax._forward import _COMPILED
 
+NEEDS = ["jax"]
+
 LAYOUT = Layout([Column("x", "float32"), Column("y", "float32")])
 SOA = LAYOUT.pack({"x": [1.0, 2.0, 4.0], "y": [0.0, 0.0, 0.0]})
 

@@ -17,6 +17,8 @@ import soaview_jax
 import soaview_torch
 from soaview import Column, Layout, Spec
 
+NEEDS = ["torch", "jax"]
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ["simple_net", "masked_net", "tiny_resnet", "multi_head_net", "track_hit_deep_set"]
 ROWS = (33, 64, 1000, 2, 999)  # padded, dense, padded ...

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 
 from soaview import Column, Layout, Scalar, Spec, Value, views
 
+NEEDS = ["torch", "jax"]
+
 TORCH, JAX, JAX32, JIT = TorchAdapter(), JaxAdapter(), Jax32Adapter(), JitAdapter()
 SHAPES = [(), (), (), (1,), (3,), (2, 2), (1, 3), (3, 1)]
 

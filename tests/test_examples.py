@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+NEEDS = ["torch", "jax"]
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ["simple_net", "masked_net", "tiny_resnet", "multi_head_net", "track_hit_deep_set"]
 

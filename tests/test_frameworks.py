@@ -26,6 +26,8 @@ from soaview import Blocks, Column, Layout, SoA, SoABlocks, Spec, views
 from soaview._device import DeviceBuffer, Memory
 from soaview_torch import _move, empty
 
+NEEDS = ["torch", "jax"]
+
 
 def test_same_verbs_same_signatures():
     """`tensors` and `arrays`, both `write`s and both `segments` take the same arguments."""

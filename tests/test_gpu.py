@@ -10,6 +10,8 @@ import pytest
 
 from soaview import Column, Layout, Spec
 
+NEEDS = ["--device"]
+
 ROWS = 1 << 20
 LAYOUT = Layout([Column("x", "int8"), Column("y", "int8")])
 X = Spec(x="x")

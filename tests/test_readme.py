@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+NEEDS = ["torch", "jax"]
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"```sh\n(.+)\n```", README)

@@ -20,6 +20,8 @@ import soaview_torch
 from soaview import Column, Layout, Spec
 from soaview.__main__ import root_columns
 
+NEEDS = ["--data"]
+
 MUONS = ["E1", "px1", "py1", "pz1", "E2", "px2", "py2", "pz2"]
 
 

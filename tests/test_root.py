@@ -11,6 +11,8 @@ import uproot
 
 from soaview.__main__ import main, root_columns
 
+NEEDS = ["torch", "jax"]
+
 RANDOM = np.random.default_rng(3)
 
 

@@ -14,6 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from soaview import Column, Layout, Scalar, Spec, Value
 from soaview_jax import arrays, to, update
 
+NEEDS = ["jit"]
+
 LAYOUT = layout_of("float32", "int8")
 ENTRIES = [
     *(

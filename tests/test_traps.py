@@ -23,6 +23,8 @@ import soaview_jax
 import soaview_torch
 from soaview import Column, Layout, Scalar, Spec, Value, views
 
+NEEDS = ["torch", "jax"]
+
 LAYOUT = Layout(
     [
         Column("a", "float32"),
