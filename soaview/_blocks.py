@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from ._buffer import Buffer, aligned_zeros, check_held, check_rows
-from ._device import held
+from ._buffer import Buffer, HostBuffer
+from ._device import DeviceBuffer, buffer_of
+from ._dtypes import check_capacity, check_rows
 from ._fields import check_name, freeze
-from ._json import MAX_BYTES, check_keys, parsed
+from ._host import aligned_zeros
+from ._json import MAX_BYTES, check_keys, parse_json
 from ._layout import Layout
-from ._soa import SoA, restored, sent
+from ._reduce import rebuild_soa, reduce_soa
+from ._soa import SoA
 from ._spec import listed, no_such
 from ._typed import Asked
 
@@ -159,7 +162,7 @@ class Blocks(Mapping[str, Layout]):
         Raises:
             TypeError, ValueError: as `Layout.from_json`.
         """
-        return cls.from_dict(parsed(text, max_bytes))
+        return cls.from_dict(parse_json(text, max_bytes))
 
     def allocate(self, rows: Mapping[str, int]) -> SoABlocks:
         """Zeroed SoAs in one buffer, aligned in memory.
@@ -189,10 +192,10 @@ class Blocks(Mapping[str, Layout]):
         Raises:
             As `Layout.wrap`, and KeyError: a row count that is missing, or of no block.
         """
-        counts = {name: check_held(count) for name, count in self._rows(rows).items()}
+        counts = {name: check_capacity(count) for name, count in self._rows(rows).items()}
         # Bytes; each block then wants the alignment that its own items need.
         asked = Asked([field for layout in self.values() for field in layout.fields], None, None)
-        return SoABlocks(self, counts, held(buffer, self.nbytes(counts), 1, asked))
+        return SoABlocks(self, counts, buffer_of(buffer, self.nbytes(counts), 1, asked))
 
     def _rows(self, rows: Mapping[str, int]) -> dict[str, int]:
         if not isinstance(rows, Mapping):
@@ -233,10 +236,12 @@ class SoABlocks(Mapping[str, SoA]):
 
     __slots__ = ("__weakref__", "_buffer", "_soas", "layout", "rows")
 
-    def __init__(self, layout: Blocks, rows: Mapping[str, int], memory: Buffer) -> None:
+    def __init__(
+        self, layout: Blocks, rows: Mapping[str, int], memory: HostBuffer | DeviceBuffer
+    ) -> None:
         self.layout = layout
         self.rows: Mapping[str, int] = MappingProxyType(dict(rows))
-        self._buffer: Buffer | None = memory
+        self._buffer: HostBuffer | DeviceBuffer | None = memory
         self._soas = {}
         for name, (first, nbytes) in layout._places(rows).items():
             part = memory.part(first, nbytes, layout[name].sizes[-1])
@@ -326,10 +331,10 @@ class SoABlocks(Mapping[str, SoA]):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """As layout, rows and the memory's bytes, which protocol 5 may send out of band."""
         soas = copy.deepcopy(self) if self._buffer is None else self
-        return sent(SoABlocks, self.layout, dict(self.rows), soas.buffer.root, protocol)
+        return reduce_soa(SoABlocks, self.layout, dict(self.rows), soas.buffer.root, protocol)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        found = restored(state)
+        found = rebuild_soa(state)
         self.__init__(found.layout, found.rows, found.buffer)  # type: ignore[misc]
 
     def describe(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._buffer import exact_int
+from ._dtypes import exact_int
 from ._typed import Asked, by_columns, numpy_says
 
 # DLPack's DLDeviceType: https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
@@ -36,7 +36,7 @@ _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 _MOST_AXES = 64
 
 
-class Memory(NamedTuple):
+class DeviceMemory(NamedTuple):
     """Where somebody's memory is.
 
     Attributes:
@@ -48,6 +48,7 @@ class Memory(NamedTuple):
         export: what holds the memory, beside its owner.
         source: what speaks DLPack for it; None for a bare pointer.
         first: byte of the source's memory at which this one starts.
+        owner: the object that was wrapped.
     """
 
     address: int
@@ -59,6 +60,13 @@ class Memory(NamedTuple):
     export: object = None
     source: Any = None
     first: int = 0
+    owner: object = None
+
+    @property
+    def device(self) -> str:
+        """Its name: the host's has no number, unless it is another one."""
+        name = DEVICES[self.kind]
+        return name if name == "cpu" and not self.number else f"{name}:{self.number}"
 
 
 class _DLTensor(ctypes.Structure):
@@ -102,7 +110,7 @@ def capsule_of(owner: Any) -> object:
         return owner.__dlpack__()
 
 
-def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> Memory:
+def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> DeviceMemory:
     """What a capsule says. Kept, and not consumed, it holds the memory and frees it.
 
     Args:
@@ -128,7 +136,7 @@ def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> Memory
     where = tensor.kind, tensor.index
     if tensor.kind not in DEVICES or tensor.index < 0:
         raise BufferError(f"DLPack device {tensor.kind}:{tensor.index} is not known here")
-    if _place(*where) != _place(*device):
+    if _device_of(*where) != _device_of(*device):
         raise BufferError(
             f"its __dlpack_device__ says {device[0]}:{device[1]}, and its capsule "
             f"{tensor.kind}:{tensor.index}"
@@ -145,16 +153,16 @@ def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> Memory
     says = "bool" if kind == "bool" and tensor.bits == 8 else f"{kind}{tensor.bits}"
     _check_order(asked, says, shape, strides, 1)
     size = math.prod(shape) * tensor.bits // 8
-    address = check_address((tensor.data or 0) + tensor.byte_offset, size)
-    return Memory(address, size, readonly, *where, None, capsule)
+    address = check_pointer((tensor.data or 0) + tensor.byte_offset, size)
+    return DeviceMemory(address, size, readonly, *where, None, capsule)
 
 
-def _place(kind: int, number: int) -> tuple[str, int]:
+def _device_of(kind: int, number: int) -> tuple[str, int]:
     """Managed memory is CUDA's to some; the host has one number."""
     return ("cpu", 0) if kind in ON_HOST else (DEVICES[kind], number)
 
 
-def of_interface(interface: Any, asked: Asked) -> Memory:
+def of_interface(interface: Any, asked: Asked) -> DeviceMemory:
     """What a CUDA array interface says. It names no device: the first one is meant."""
     if interface["version"] not in (2, 3) or interface.get("mask") is not None:
         raise ValueError("version 2 or 3 is needed, without a mask")
@@ -171,8 +179,8 @@ def of_interface(interface: Any, asked: Asked) -> Memory:
     address, readonly = interface["data"]
     size = math.prod(shape) * dtype.itemsize
     stream = check_stream(interface.get("stream"))
-    address = check_address(address, size)
-    return Memory(address, size, bool(readonly), KINDS["cuda"], 0, stream)
+    address = check_pointer(address, size)
+    return DeviceMemory(address, size, bool(readonly), KINDS["cuda"], 0, stream)
 
 
 def _check_order(
@@ -200,7 +208,7 @@ def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bo
     return True
 
 
-def check_address(value: object, size: int) -> int:
+def check_pointer(value: object, size: int) -> int:
     """An address at which so many bytes can be."""
     address = exact_int(value, "address")
     if (address == 0 and size) or not 0 <= address <= 2**64 - size:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ._buffer import INT64_MAX, ITEMSIZE, exact_int
+from ._dtypes import INT64_MAX, ITEMSIZE, dtype_name, exact_int
+
+MAX_FIELDS = 65_536
+"""Of a layout."""
 
 
 def freeze(value: object, **attributes: object) -> None:
@@ -37,10 +40,6 @@ def shown(name: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_ELSEWHERE = {"float": "float32", "double": "float64", "halffloat": "float16", "boolean": "bool"}
-"""What other libraries call a dtype, in small letters: Arrow its floats, others bool."""
-
-
 def _check_dtype(name: str, dtype: Any) -> tuple[str, tuple[int, ...]]:
     """The dtype's canonical name, and its own shape, from a name or any library's dtype."""
     if isinstance(dtype, str) and dtype in ITEMSIZE:
@@ -55,9 +54,7 @@ def _check_dtype(name: str, dtype: Any) -> tuple[str, tuple[int, ...]]:
         if known.name in ITEMSIZE and known.fields is None:
             return str(known.name), shape
     if not isinstance(dtype, (str, type(None))):
-        # By its name, such as torch.float32, Float32 and float[pyarrow].
-        theirs = str(dtype).removeprefix("torch.").removesuffix("[pyarrow]").lower()
-        theirs = _ELSEWHERE.get(theirs, theirs)
+        theirs = dtype_name(dtype)
         if theirs in ITEMSIZE:
             return theirs, ()
     meant = dtype.lower() if isinstance(dtype, str) else ""
@@ -172,3 +169,39 @@ class Scalar:
 
     def __repr__(self) -> str:
         return f"Scalar({self.name!r}, {self.dtype!r})"
+
+
+def check_fields(fields: Any) -> tuple[Column | Scalar, ...]:
+    """The fields of a layout: some, of distinct names."""
+    if isinstance(fields, (str, Column, Scalar)) or not isinstance(fields, Iterable):
+        raise TypeError(f"fields must be a list of Column and Scalar, got {fields!r}")
+    found: tuple[Column | Scalar, ...] = tuple(fields)
+    if not found:
+        raise ValueError("a layout needs at least one field")
+    if len(found) > MAX_FIELDS:
+        raise ValueError(f"{len(found)} fields are too many; at most {MAX_FIELDS}")
+    seen = set()
+    for f in found:
+        if type(f) not in (Column, Scalar):
+            raise TypeError(
+                f"a field must be a Column or a Scalar, such as Column('pt', 'float32'), "
+                f"got {f!r:.60}"
+            )
+        if f.name in seen:
+            raise ValueError(f"field name {f.name!r:.80} stands twice; names must be unique")
+        seen.add(f.name)
+    return found
+
+
+def check_alignment(value: object, fields: tuple[Column | Scalar, ...]) -> int:
+    """The alignment of a layout with these fields, in bytes."""
+    alignment = exact_int(value, "alignment")
+    if not 1 <= alignment <= INT64_MAX or alignment & (alignment - 1):
+        raise ValueError(f"alignment must be a power of two, got {alignment}")
+    widest = max(fields, key=lambda f: f.itemsize)
+    if alignment % widest.itemsize:
+        raise ValueError(
+            f"alignment must be a multiple of every item size: got {alignment}, but field "
+            f"{widest.name!r} is {widest.dtype} ({widest.itemsize} bytes)"
+        )
+    return alignment

@@ -7,10 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from ._buffer import ITEMSIZE, exact_int
-from ._fields import Column, Scalar
-
-MAX_FIELDS = 65_536
+from ._dtypes import ITEMSIZE, exact_int
+from ._fields import MAX_FIELDS, Column, Scalar
 
 MAX_BYTES = 1 << 24
 """Of JSON that is read unless the caller says otherwise: 65 536 fields of 256 bytes each."""
@@ -24,7 +22,7 @@ _DIGITS = 20
 """More than those of any number that a layout can have."""
 
 
-def described(field: Column | Scalar) -> dict[str, Any]:
+def field_to_dict(field: Column | Scalar) -> dict[str, Any]:
     """A field in words."""
     known = {"name": field.name, "dtype": field.dtype}
     if isinstance(field, Scalar):
@@ -32,18 +30,18 @@ def described(field: Column | Scalar) -> dict[str, Any]:
     return {"kind": "column", **known, "shape": list(field.shape), "order": field.order}
 
 
-def parts_of(description: Any) -> tuple[list[Column | Scalar], Any]:
+def fields_from_dict(description: Any) -> tuple[list[Column | Scalar], Any]:
     """The fields that a layout's description names, and its alignment, which is not checked."""
     top = check_keys("the layout", description, {"fields"}, {"alignment"})
     if not isinstance(top["fields"], (list, tuple)):
         raise TypeError(f"the layout's fields must be a list, got {top['fields']!r:.60}")
     if len(top["fields"]) > MAX_FIELDS:
         raise ValueError(f"{len(top['fields'])} fields are too many; at most {MAX_FIELDS}")
-    fields = [field_of(number, field) for number, field in enumerate(top["fields"])]
+    fields = [_field_from_dict(number, field) for number, field in enumerate(top["fields"])]
     return fields, top.get("alignment", 128)
 
 
-def field_of(number: int, description: Any) -> Column | Scalar:
+def _field_from_dict(number: int, description: Any) -> Column | Scalar:
     """The field that these words describe."""
     where = f"field number {number}"
     kind = description.get("kind") if isinstance(description, Mapping) else None
@@ -75,7 +73,7 @@ def check_keys(where: str, got: Any, needed: set[str], optional: set[str]) -> Ma
     return got
 
 
-def parsed(text: str | bytes, max_bytes: int) -> Any:
+def parse_json(text: str | bytes, max_bytes: int) -> Any:
     """JSON as Python has it, but no key twice, no NaN, and nothing that costs more than it says."""
     if not isinstance(text, (str, bytes, bytearray)):
         raise TypeError(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ._buffer import BYTE, INT64_MAX, Buffer, aligned_zeros, check_held, check_rows, exact_int
-from ._device import held, located, pointed
-from ._fields import Column, Scalar, freeze, shown
-from ._json import MAX_BYTES, MAX_FIELDS, described, parsed, parts_of
-from ._offsets import check_offsets
+from ._buffer import Buffer, HostBuffer
+from ._device import buffer_of, located, pointed
+from ._dtypes import BYTE, INT64_MAX, check_capacity, check_rows
+from ._fields import Column, Scalar, check_alignment, check_fields, freeze
+from ._host import aligned_zeros
+from ._json import MAX_BYTES, field_to_dict, fields_from_dict, parse_json
 from ._soa import SoA
 from ._spec import listed, no_such
 from ._typed import Asked
@@ -50,17 +51,17 @@ class Layout(Mapping[str, Column | Scalar]):
     fields: tuple[Column | Scalar, ...]
     alignment: int
     # Everything below is derived. An offset is linear in the padded sizes, one per item size in
-    # `sizes`: counted in blocks of `alignment` bytes it is (constant, blocks of sizes[0], ...).
+    # `sizes`: counted in units of `alignment` bytes it is (constant, units of sizes[0], ...).
     sizes: tuple[int, ...]
     starts: dict[str, tuple[int, ...]]
-    _total: Callable[[int], int]
+    _end: tuple[int, tuple[tuple[int, int], ...]]  # bytes of scalars; of columns, number and size
     _by_name: dict[str, Column | Scalar]
     _hash: int
-    plans: dict[Any, Any]  # what other modules have worked out for this layout
+    plans: dict[Hashable, Any]  # what rooms above have compiled for this layout
 
     def __init__(self, fields: Iterable[Column | Scalar], *, alignment: int = 128) -> None:
-        fields = _check_fields(fields)
-        alignment = _check_alignment(alignment, fields)
+        fields = check_fields(fields)
+        alignment = check_alignment(alignment, fields)
         sizes = tuple(sorted({f.itemsize for f in fields}))
         starts: dict[str, tuple[int, ...]] = {}
         position = [0] * (1 + len(sizes))
@@ -70,13 +71,11 @@ class Layout(Mapping[str, Column | Scalar]):
                 position[1 + sizes.index(f.itemsize)] += f.components
             else:
                 position[0] += 1
-        blocks = [1, *(f"-(-rows * {size} // {alignment})" for size in sizes)]
-        total = " + ".join(f"{n} * {b}" for n, b in zip(position, blocks, strict=True) if n)
+        columns = tuple(pair for pair in zip(position[1:], sizes, strict=True) if pair[0])
         freeze(self, fields=fields, alignment=alignment, sizes=sizes, starts=starts)
         freeze(
             self,
-            # One expression of integers, for an event loop asks for a new row count every time.
-            _total=eval(f"lambda rows: {alignment} * ({total})"),
+            _end=(position[0] * alignment, columns),
             _by_name={f.name: f for f in fields},
             _hash=hash((fields, alignment)),
             plans={},
@@ -94,7 +93,7 @@ class Layout(Mapping[str, Column | Scalar]):
         return self.to_dict()
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        fields, alignment = parts_of(state)
+        fields, alignment = fields_from_dict(state)
         self.__init__(fields, alignment=alignment)  # type: ignore[misc]  # checks all of it
 
     def __repr__(self) -> str:
@@ -139,8 +138,15 @@ class Layout(Mapping[str, Column | Scalar]):
 
     def _offset_with(self, alignment: int, name: str, rows: int) -> int:
         """What `offset` would be with another alignment, of arguments that are sound."""
-        blocks = (1, *(-(-rows * size // alignment) for size in self.sizes))
-        return alignment * sum(n * b for n, b in zip(self.starts[name], blocks, strict=True))
+        units = (1, *(-(-rows * size // alignment) for size in self.sizes))
+        return alignment * sum(n * u for n, u in zip(self.starts[name], units, strict=True))
+
+    def _total(self, rows: int) -> int:
+        total, columns = self._end
+        alignment = self.alignment
+        for count, size in columns:
+            total += count * (rows * size + alignment - 1 & -alignment)  # a power of two
+        return total
 
     def pitch(self, name: str, rows: int) -> int:
         """Bytes from one component of column `name` to its next; of a scalar, its padded size."""
@@ -171,26 +177,9 @@ class Layout(Mapping[str, Column | Scalar]):
         pt     float32  (33,)        0    256    256      124
         n      int32    scalar     256    128    128      124
         """
-        rows = check_rows(rows)
-        table = [["field", "dtype", "shape", "offset", "pitch", "bytes", "padding"]]
-        for f in self.fields:
-            pitch = self.pitch(f.name, rows)
-            used = f.components * f.itemsize * (rows if f.per_row else 1)
-            total = pitch * f.components
-            shape = str((rows, *f.shape)) if f.per_row else "scalar"
-            if len(f.shape) == 2:
-                shape += f" {f.order}"
-            numbers = (self.offset(f.name, rows), pitch, total, total - used)
-            table.append([shown(f.name), f.dtype, shape, *map(str, numbers)])
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [f"{rows} rows, {self.nbytes(rows)} bytes, alignment {self.alignment}"]
-        for row in table:
-            cells = [
-                cell.ljust(width) if i < 3 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  ".join(cells))
-        return "\n".join(lines)
+        from ._describe import memory_map
+
+        return memory_map(self, check_rows(rows))
 
     def check(self, offsets: Mapping[str, int], rows: int) -> None:
         """Raise unless a producer's own offsets are this layout's, at that row count.
@@ -215,6 +204,8 @@ class Layout(Mapping[str, Column | Scalar]):
         ValueError: at 900 rows 1 of 2 fields lies elsewhere: 'score' at byte 4096, here at 3712 \
         (384 more); this would be so at 993 to 1024 rows
         """
+        from ._offsets import check_offsets
+
         check_offsets(self, offsets, check_rows(rows))
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,7 +214,7 @@ class Layout(Mapping[str, Column | Scalar]):
         >>> Layout([Scalar("n", "int32")]).to_dict()
         {'alignment': 128, 'fields': [{'kind': 'scalar', 'name': 'n', 'dtype': 'int32'}]}
         """
-        return {"alignment": self.alignment, "fields": [described(f) for f in self.fields]}
+        return {"alignment": self.alignment, "fields": [field_to_dict(f) for f in self.fields]}
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Layout:
@@ -232,7 +223,7 @@ class Layout(Mapping[str, Column | Scalar]):
         Raises:
             TypeError, ValueError: anything that is not exactly such a description.
         """
-        fields, alignment = parts_of(description)
+        fields, alignment = fields_from_dict(description)
         return cls(fields, alignment=alignment)
 
     def to_json(self) -> str:
@@ -262,7 +253,7 @@ class Layout(Mapping[str, Column | Scalar]):
         >>> Layout.from_json('{"fields": [{"kind": "scalar", "name": "n", "dtype": "int32"}]}')
         Layout([Scalar('n', 'int32')])
         """
-        return cls.from_dict(parsed(text, max_bytes))
+        return cls.from_dict(parse_json(text, max_bytes))
 
     def allocate(self, rows: int) -> SoA:
         """A zeroed SoA of `rows` rows, its columns aligned in memory.
@@ -313,11 +304,13 @@ class Layout(Mapping[str, Column | Scalar]):
         array([    0, 16256], dtype=int16)
         """
         if type(rows) is not int or not 0 <= rows <= INT64_MAX:
-            rows = check_held(rows)
+            rows = check_capacity(rows)
         if type(buffer) is np.ndarray and buffer.dtype is BYTE and buffer.ndim == 1:
-            memory = Buffer(buffer, self._total(rows), self.sizes[-1])  # plain bytes say no more
+            memory: Buffer = HostBuffer(
+                buffer, self._total(rows), self.sizes[-1]
+            )  # plain bytes say no more
         else:
-            memory = held(buffer, self._total(rows), self.sizes[-1], self._asked(rows))
+            memory = buffer_of(buffer, self._total(rows), self.sizes[-1], self._asked(rows))
         return SoA(self, memory, rows, 0, rows)
 
     def _asked(self, rows: int) -> Asked:
@@ -368,7 +361,7 @@ class Layout(Mapping[str, Column | Scalar]):
         >>> layout.from_pointer(memory.ctypes.data, 3, device="cpu", owner=memory)["pt"]
         array([0., 0., 0.], dtype=float32)
         """
-        rows = check_held(rows)
+        rows = check_capacity(rows)
         memory = located(address, device, self._total(rows), nbytes, readonly, stream)
         buffer = pointed(memory, self.sizes[-1], owner, finalizer)
         return SoA(self, buffer, rows, 0, rows)
@@ -394,37 +387,3 @@ class Layout(Mapping[str, Column | Scalar]):
         from ._pack import pack
 
         return pack(self, arrays, rows)
-
-
-def _check_fields(fields: Any) -> tuple[Column | Scalar, ...]:
-    if isinstance(fields, (str, Column, Scalar)) or not isinstance(fields, Iterable):
-        raise TypeError(f"fields must be a list of Column and Scalar, got {fields!r}")
-    found: tuple[Column | Scalar, ...] = tuple(fields)
-    if not found:
-        raise ValueError("a layout needs at least one field")
-    if len(found) > MAX_FIELDS:
-        raise ValueError(f"{len(found)} fields are too many; at most {MAX_FIELDS}")
-    seen = set()
-    for f in found:
-        if type(f) not in (Column, Scalar):
-            raise TypeError(
-                f"a field must be a Column or a Scalar, such as Column('pt', 'float32'), "
-                f"got {f!r:.60}"
-            )
-        if f.name in seen:
-            raise ValueError(f"field name {f.name!r:.80} stands twice; names must be unique")
-        seen.add(f.name)
-    return found
-
-
-def _check_alignment(value: object, fields: tuple[Column | Scalar, ...]) -> int:
-    alignment = exact_int(value, "alignment")
-    if not 1 <= alignment <= INT64_MAX or alignment & (alignment - 1):
-        raise ValueError(f"alignment must be a power of two, got {alignment}")
-    widest = max(fields, key=lambda f: f.itemsize)
-    if alignment % widest.itemsize:
-        raise ValueError(
-            f"alignment must be a multiple of every item size: got {alignment}, but field "
-            f"{widest.name!r} is {widest.dtype} ({widest.itemsize} bytes)"
-        )
-    return alignment

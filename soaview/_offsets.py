@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ._buffer import INT64_MAX, exact_int
+from ._dtypes import INT64_MAX, exact_int
 from ._spec import no_such
 
 if TYPE_CHECKING:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._buffer import ITEMSIZE, check_rows, numpy_dtype
-from ._soa import SoA, check_writable, wrong_shape
+from ._dtypes import ITEMSIZE, check_rows, numpy_dtype
+from ._frameworks import check_readable
+from ._soa import SoA
 from ._spec import Entry, Value, listed, repeated
+from ._write import check_writable, wrong_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,11 +126,7 @@ def _array(field: Column | Scalar, value: Any) -> NDArray[Any]:
         return _numbers(value, types, dtype)
     # Dask says of what its arrays are, and drops their masks when it is asked for values.
     _check_masks(types | {type(getattr(value, "_meta", None))})
-    if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which torch does not give to NumPy
-        raise TypeError(
-            "NumPy does not read torch's bfloat16; pass "
-            "values.view(torch.int16).numpy().view('bfloat16')"
-        )
+    check_readable(value)
     _check_nulls(_nulls(value))
     # What can have nulls, and has none, is told what it is without them.
     bare = getattr(getattr(value, "dtype", None), "numpy_dtype", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,6 @@ class Run:
     shape: tuple[int, int]
 
 
-@lru_cache(maxsize=1024)
 def runs(layout: Layout, rows: int) -> tuple[Run, ...]:
     """The layout's memory as few matrices, each dense; together they are all of it.
 
@@ -38,20 +36,36 @@ def runs(layout: Layout, rows: int) -> tuple[Run, ...]:
     >>> [(run.names, run.offset, run.shape) for run in runs(layout, rows=33)]
     [(('x', 'y'), 0, (4, 64)), (('n',), 1024, (1, 32))]
     """
+    last: tuple[int, tuple[Run, ...]] | None = layout.plans.get("runs")
+    if last is not None and last[0] == rows:
+        return last[1]
+    found = []
+    for names, dtype, components, itemsize in _grouped(layout):
+        width = layout.pitch(names[0], rows) // itemsize
+        found.append(Run(names, dtype, layout.offset(names[0], rows), (components, width)))
+    made = tuple(found)
+    layout.plans["runs"] = rows, made
+    return made
+
+
+def _grouped(layout: Layout) -> list[tuple[tuple[str, ...], str, int, int]]:
+    """Of each run the names, the dtype, how many components, and bytes of an item."""
+    known: list[tuple[tuple[str, ...], str, int, int]] | None = layout.plans.get("grouped")
+    if known is not None:
+        return known
     found = []
     for (dtype, _), group in groupby(layout.fields, lambda f: (f.dtype, f.per_row)):
         fields = tuple(group)
-        names = tuple(f.name for f in fields)
         components = sum(f.components for f in fields)
-        width = layout.pitch(names[0], rows) // fields[0].itemsize
-        found.append(Run(names, dtype, layout.offset(names[0], rows), (components, width)))
-    return tuple(found)
+        found.append((tuple(f.name for f in fields), dtype, components, fields[0].itemsize))
+    layout.plans["grouped"] = found
+    return found
 
 
 def run_numbers(layout: Layout) -> dict[str, int]:
     """In which run each field is."""
-    found: dict[str, int] | None = layout.plans.get("runs")
+    found: dict[str, int] | None = layout.plans.get("run numbers")
     if found is None:
-        found = {name: i for i, run in enumerate(runs(layout, 0)) for name in run.names}
-        layout.plans["runs"] = found
+        found = {name: i for i, group in enumerate(_grouped(layout)) for name in group[0]}
+        layout.plans["run numbers"] = found
     return found

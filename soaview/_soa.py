@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copyreg
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from pickle import PickleBuffer
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from collections.abc import Hashable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 import numpy as np
 
-from ._buffer import ITEMSIZE, Buffer, Geometry, exact_int, too_small
+from ._buffer import Buffer
+from ._dtypes import exact_int, numpy_dtype
 from ._fields import shown
-from ._runs import runs
-from ._spec import Entry, Spec, Value, checked_entry, columns_of, listed
-from ._views import Scattered, View, compile_entry, views_or_columns, why_not
+from ._reduce import copy_rows, rebuild_soa, reduce_soa
+from ._resolve import numbers_of, pattern_of
+from ._spec import Entry, Value, checked_entry, listed
+from ._strided import Strided, check_bounds
+from ._why import why_not
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +22,23 @@ if TYPE_CHECKING:
     from ._layout import Layout
 
 
-class SoA:
+class _Unfrozen:
+    """An SoA that is being made."""
+
+    __slots__ = ("__weakref__", "adapter_cache", "buffer", "capacity", "layout", "rows", "start")
+
+    layout: Layout
+    buffer: Buffer
+    capacity: int
+    start: int
+    rows: int
+    adapter_cache: dict[Hashable, Any]
+
+
+_new = object.__new__
+
+
+class SoA(_Unfrozen):
     """Rows of a layout in a buffer, made by `Layout.allocate`, `Layout.wrap` or `Layout.pack`.
 
     `soa["pt"]` is a NumPy view, shaped as a spec entry is: a list of names adds the column axis,
@@ -50,25 +67,42 @@ class SoA:
         buffer: the memory, shared by all slices.
         capacity: the row count that the buffer is laid out for; `rows`, unless this is a slice.
         start: the buffer's row at which this SoA starts.
-        ready: where an adapter keeps, under a name of its own, what it worked out last.
+        adapter_cache: what adapters have made of it, by `(adapter, spec.key, options)`; bounded.
+
+    An SoA does not change: only the memory under it does.
     """
 
-    __slots__ = ("__weakref__", "buffer", "capacity", "layout", "ready", "rows", "start")
+    __slots__ = ()
 
-    def __init__(
-        self,
-        layout: Layout,
-        buffer: Buffer,
-        capacity: int,
-        start: int,
-        rows: int,
-    ) -> None:
-        self.layout = layout
-        self.buffer = buffer
-        self.capacity = capacity
-        self.start = start
-        self.rows = rows
-        self.ready: dict[str, Any] = {}
+    def __new__(
+        cls,
+        layout: Layout | None = None,
+        buffer: Buffer | None = None,
+        capacity: int = 0,
+        start: int = 0,
+        rows: int = 0,
+    ) -> SoA:
+        """Made while it may still be changed: a setter for each attribute takes twice as long."""
+        if layout is None or buffer is None:
+            return object.__new__(cls)  # for pickle, which sets the state next
+        made = _new(_Unfrozen)
+        made.layout = layout
+        made.buffer = buffer
+        made.capacity = capacity
+        made.start = start
+        made.rows = rows
+        made.adapter_cache = {}
+        made.__class__ = cls
+        return made  # type: ignore[return-value]  # the line above has made it one
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(
+            f"an SoA is immutable, and {name!r} cannot be set; its values are written through "
+            f"soa[name][...] = values, another row count or layout is another SoA"
+        )
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"an SoA is immutable, and {name!r} cannot be deleted")
 
     @property
     def readonly(self) -> bool:
@@ -99,7 +133,34 @@ class SoA:
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
             return self._slice(key)
-        return View(*_numbers(self, _entry_of(key)), self.buffer).numpy()
+        entry = key if type(key) is str else _entry_of(key)
+        known = self.adapter_cache.get(("numpy", entry))
+        if known is None:
+            at = self._at(entry)
+            if not self.buffer.on_host:
+                return self.buffer.array(at)
+            steps = tuple(stride * at.itemsize for stride in at.strides)
+            memory = self.buffer.root, at.byte_offset
+            known = at.shape, numpy_dtype(at.dtype), *memory, steps
+            keep(self, ("numpy", entry), known)
+        shape, dtype, root, offset, strides = known
+        array: NDArray[Any] = np.ndarray(shape, dtype, root, offset, strides)
+        if strides and not strides[0]:  # all rows are one value
+            array.flags.writeable = False
+        return array
+
+    def _at(self, entry: Entry) -> Strided:
+        """Where an entry's elements are: inside the buffer."""
+        pattern = pattern_of(self.layout, entry, self.buffer.piecewise)
+        if pattern.columns:
+            why = why_not(self.layout, pattern.columns, self.capacity, self.buffer.piecewise)
+            raise BufferError(
+                f"{listed(pattern.columns)} make no single array: {why}; take them one by one, "
+                f"soa[name], and copy them into one, np.stack(arrays, axis=1)"
+            )
+        found = numbers_of(self.layout, pattern, self.capacity, self.start, self.rows)
+        check_bounds([found], self.buffer.nbytes)
+        return Strided(*found)
 
     def _slice(self, key: slice) -> SoA:
         if key.step not in (None, 1):
@@ -206,12 +267,12 @@ class SoA:
         """As layout, rows and the memory's bytes, which protocol 5 may send out of band."""
         whole = self.rows == self.capacity and not self.buffer.piecewise
         memory = (self if whole else self._own()).buffer.root
-        return sent(SoA, self.layout, self.rows, memory, protocol)
+        return reduce_soa(SoA, self.layout, self.rows, memory, protocol)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        found = restored(state)
-        for name in ("layout", "buffer", "capacity", "start", "rows", "ready"):
-            setattr(self, name, getattr(found, name))
+        found = rebuild_soa(state)
+        for name in _Unfrozen.__slots__[1:]:
+            object.__setattr__(self, name, getattr(found, name))
 
     def _own(self) -> SoA:
         soa = self.layout.allocate(self.rows)
@@ -220,7 +281,8 @@ class SoA:
                 key = field.name if field.per_row else Value(field.name)
                 soa[key][...] = self[key]
             return soa
-        copy_rows(self, self.buffer.root, soa.buffer.root)
+        rows = range(self.start, self.start + self.rows)
+        copy_rows(self.layout, self.capacity, rows, self.buffer.root, soa.buffer.root)
         return soa
 
     def __repr__(self) -> str:
@@ -235,6 +297,30 @@ class SoA:
             ]
         )
         return f"SoA({rows}, {self.buffer.nbytes} bytes on {self.device}{readonly}: {fields})"
+
+
+MOST = 256
+"""Entries of an adapter cache beside those of single fields: as many as a program uses in turn."""
+
+Made = TypeVar("Made")
+
+
+def keep(soa: SoA, key: Hashable, made: Made) -> Made:
+    """Put what an adapter has made of an SoA into its cache, and give it back.
+
+    A full cache is emptied first. Each step is one of a dictionary's own, so that threads may do
+    this at once: at worst two of them make the same, or forget what would have been found.
+
+    Args:
+        soa: any.
+        key: `(adapter, spec.key, options)`: by value, so that an equal spec finds it.
+        made: anything that lives as long as the SoA's memory does.
+    """
+    cache = soa.adapter_cache
+    if len(cache) >= MOST + len(soa.layout.fields):
+        cache.clear()
+    cache[key] = made
+    return made
 
 
 class Batches(Sequence[SoA]):
@@ -276,162 +362,3 @@ def _entry_of(key: Any) -> Entry:
             f"soa[name][rows]"
         )
     return checked_entry("", key)
-
-
-def _numbers(soa: SoA, entry: Entry) -> Geometry:
-    """Of the view that the entry makes of an SoA's memory."""
-    plan = compile_entry(soa.layout, entry, soa.buffer.piecewise)
-    if plan.scattered:
-        names = plan.scattered[0][1].columns
-        raise BufferError(
-            f"{listed(names)} make no single array: {why_not(soa, names)}; take them one by one, "
-            f"soa[name], and copy them into one, np.stack(arrays, axis=1)"
-        )
-    [found] = plan.geometry(soa.capacity, soa.start, soa.rows)
-    return found
-
-
-def copy_rows(soa: SoA, source: Any, target: Any) -> None:
-    """Copy an SoA's own rows from its memory to that of one that has no others.
-
-    Both are flat arrays of bytes, of NumPy or of one device's framework.
-    """
-    both = zip(runs(soa.layout, soa.capacity), runs(soa.layout, soa.rows), strict=True)
-    for run, own in both:
-        size, (components, width) = ITEMSIZE[run.dtype], run.shape
-        first, last = soa.start * size, (soa.start + soa.rows) * size
-        if not soa.layout[run.names[0]].per_row:
-            first, last = 0, width * size
-        to = target[own.offset :][: components * own.shape[1] * size].reshape(components, -1)
-        of = source[run.offset :][: components * width * size].reshape(components, -1)
-        to[:, : last - first] = of[:, first:last]
-
-
-def sent(
-    kind: type, layout: Any, rows: Any, memory: NDArray[np.uint8], protocol: int
-) -> tuple[Any, ...]:
-    """What a pickle holds of an SoA or blocks: names that are public, and plain state.
-
-    Protocol 5 hands the memory over, for the pickle to hold or to send out of band.
-    """
-    held = {"memory": PickleBuffer(memory.data)} if protocol >= 5 else {"bytes": memory.tobytes()}
-    new = copyreg.__newobj__  # type: ignore[attr-defined]  # as `object.__reduce_ex__` gives it
-    return new, (kind,), {"layout": layout, "rows": rows, **held}
-
-
-def restored(state: Mapping[str, Any]) -> Any:
-    """What was pickled, over the memory that came with it, of whatever kind.
-
-    Bytes of a protocol that has but them, and memory that came to lie misaligned, are copied.
-    """
-    layout, rows = state["layout"], state["rows"]
-    memory = state.get("memory")
-    if memory is not None:
-        try:
-            return layout.wrap(memory, rows)
-        except BufferError:
-            if not memoryview(memory).c_contiguous:
-                raise
-    soa = layout.allocate(rows)
-    root, given = soa.buffer.root, np.frombuffer(state.get("bytes", memory), np.uint8)
-    if given.size < root.size:
-        raise too_small(given.size, root.size)
-    root[...] = given[: root.size]
-    return soa
-
-
-def check_copy(copy: object) -> None:
-    """`copy=` of an adapter is False, None or True."""
-    if not (copy is None or copy is True or copy is False):
-        raise TypeError(
-            f"copy must be False (never), None (where needed) or True (always), got {copy!r}"
-        )
-
-
-def check_writable(soa: SoA) -> None:
-    """Raise where the memory is read-only."""
-    if soa.readonly:
-        raise BufferError(
-            "the SoA's memory is read-only and cannot be written to; wrap memory that can: "
-            'a file with numpy.memmap(mode="r+"), or a copy in layout.allocate(rows).buffer.root'
-        )
-
-
-def numbered(spec: Spec, given: Sequence[Any]) -> list[str]:
-    """What messages call tensors that are given for a spec: by name, if there are as many."""
-    if len(given) != len(spec):
-        return [f"tensor number {number}" for number in range(len(given))]
-    return [f"tensor {name!r}" for name in spec]
-
-
-def check_given(
-    soa: SoA,
-    spec: Spec,
-    found: list[View | Scattered],
-    given: list[tuple[tuple[int, ...], str, str]],
-) -> None:
-    """Whether tensors of these (shape, dtype, device) fit the places found for them.
-
-    Raises:
-        ValueError: a wrong number of tensors, a wrong shape or device, or memory that would be
-            written twice.
-        TypeError: a wrong dtype.
-    """
-    if len(given) != len(found):
-        raise ValueError(f"got {len(given)} tensors, but the spec has {len(found)}: {list(spec)}")
-    check_columns(soa.layout, spec)
-    for (name, _), view, (shape, dtype, device) in zip(spec.items(), found, given, strict=True):
-        if device != soa.device:
-            raise ValueError(
-                f"tensor {name!r}: got device {device}, the SoA is on {soa.device}; "
-                f"move the tensor there first"
-            )
-        if dtype != view.dtype_name:
-            raise TypeError(
-                f"tensor {name!r}: got dtype {dtype}, expected {view.dtype_name}; convert it first"
-            )
-        if shape != view.shape:
-            padded = views_or_columns(soa, spec.subset(name), padded=soa.rows == soa.capacity)
-            if shape == padded[0].shape:
-                raise ValueError(
-                    f"tensor {name!r}: got {shape[0]} padded rows, expected {soa.rows}; "
-                    f"write the valid ones, [:soa.rows]"
-                )
-            raise ValueError(wrong_shape(f"tensor {name!r}", shape, view.shape))
-
-
-def check_columns(layout: Layout, spec: Spec) -> None:
-    """Raise where the spec's tensors cannot all be written."""
-    if ("written", spec) in layout.plans:
-        return
-    written: dict[str, str] = {}
-    for name, entry in spec.items():
-        for column in columns_of(entry):
-            if column in written:
-                raise ValueError(
-                    f"tensor {name!r}: {column!r} would be written twice (also by tensor "
-                    f"{written[column]!r}); name every column once"
-                )
-            written[column] = name
-            if not isinstance(entry, Value) and not layout[column].per_row:
-                raise ValueError(
-                    f"tensor {name!r}: scalar {column!r} has one value, not one per row; "
-                    f"write Value({column!r})"
-                )
-    layout.plans["written", spec] = True
-
-
-def wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    """What another shape than expected is refused with."""
-    hint = ""
-    if len(got) == 2 and got[::-1] == expected:
-        hint = "; rows come first: pass its transpose"
-    elif not expected:
-        hint = "; a scalar has no axes: pass its one value, such as soa[Value(name)]"
-    elif got == (*expected, 1):
-        hint = "; drop the last axis"
-        if where.startswith("tensor"):
-            hint += ", or name the column in a list of one"
-    elif got and got[1:] == expected[1:]:
-        hint = "; it needs one row for each of the SoA's"
-    return f"{where}: got shape {got}, expected {expected}{hint}"

@@ -37,6 +37,9 @@ class Spec(Mapping[str, Entry]):
     An entry is a name (no axis is added), a list of names (they become an axis), or `Value(name)`.
     A spec is immutable and hashable; the order of its tensors counts when two are compared.
 
+    Attributes:
+        key: all of it as text, equal for equal specs: what it is looked up by in caches.
+
     Raises:
         TypeError, ValueError: an entry that is none of these, or an empty list.
 
@@ -47,7 +50,7 @@ class Spec(Mapping[str, Entry]):
     Spec(cov='cov', features=['pt', 'eta'])
     """
 
-    __slots__ = ("_entries", "_hash")
+    __slots__ = ("_entries", "key")
 
     def __init__(self, entries: Mapping[str, Any] | None = None, /, **named: Any) -> None:
         if entries is None:
@@ -63,7 +66,7 @@ class Spec(Mapping[str, Entry]):
             if not name:
                 raise ValueError("a tensor's name must not be empty")
             self._entries[name] = checked_entry(name, entry)
-        self._hash = hash(tuple(self._entries.items()))
+        self.key = repr([*self._entries.items()])
 
     def __getitem__(self, name: str) -> Entry:
         try:
@@ -83,10 +86,10 @@ class Spec(Mapping[str, Entry]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Spec):
             return NotImplemented
-        return list(self._entries.items()) == list(other._entries.items())
+        return self.key == other.key
 
     def __hash__(self) -> int:
-        return self._hash
+        return hash(self.key)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Spec, (self._entries,)

@@ -4,6 +4,7 @@ from ._arrays import arrays
 from ._forward import forward
 from ._move import to
 from ._rows import mask, segments
-from ._write import update, write
+from ._update import update
+from ._write import write
 
 __all__ = ["arrays", "forward", "mask", "segments", "to", "update", "write"]

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import starmap
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from soaview import SoA, Spec, View
-from soaview._buffer import host_array
-from soaview._device import DeviceBuffer
-from soaview._soa import check_copy
-from soaview._views import Scattered, views_or_columns
+from soaview.adapter import Gather, check_copy, host_array, is_dense, keep, views_or_gathers
 
-from ._tree import (
-    NARROW,
-    Leaves,
-    cut,
-    from_leaves,
-    imported,
-    leaves,
-    op_by_op,
-    x64,
-)
+from ._extract import extract
+from ._leaves import Leaves
+from ._pytree import from_leaves, imported, leaves
+from ._settings import NARROW, op_by_op, x64
 
 _ALIGNMENT = 64  # bytes; XLA's CPU client copies what does not start on such an address
 
@@ -81,25 +72,29 @@ def arrays(
     Array([7., 0.], dtype=float32)
     """
     check_copy(copy)
-    wide = x64()
-    ready = soa.ready.get("jax") if copy is False and type(soa) is SoA else None
-    if ready and ready[0] is spec and ready[1] is padded and ready[2] is wide:
-        return list(starmap(_alias, ready[3]))
+    x64_on = x64()
+    if copy is False:
+        try:
+            known: _Prepared | None = soa.adapter_cache.get(("jax", spec.key, padded, x64_on))
+        except (AttributeError, TypeError):  # no SoA, or no spec of it: what follows says so
+            known = None
+        if known is not None and known.padded is padded:
+            return list(starmap(_alias, known.sources))
     if padded is True and op_by_op() and _is_slice_of_memory(soa):
         soa = from_leaves(soa.layout, soa.rows, leaves(soa))  # as `jit` has it: of its rows alone
-    found = views_or_columns(soa, spec, padded=padded)
-    if not wide:
+    found = views_or_gathers(soa, spec, padded=padded)
+    if not x64_on:
         for view in found:
             check_width(view)
     buffer = soa.buffer
     if isinstance(buffer, Leaves):
         if buffer.traced:
-            return [cut(view) for view in found]
+            return [extract(view) for view in found]
         if buffer.elsewhere:
             with jax.ensure_compile_time_eval():
-                return [cut(view).block_until_ready() for view in found]
+                return [extract(view).block_until_ready() for view in found]
         copy = copy or None
-        found = [v if isinstance(v, Scattered) else buffer.locate(v) for v in found]
+        found = [v if isinstance(v, Gather) else _located(buffer, v) for v in found]
     if copy is True:
         with jax.ensure_compile_time_eval():
             return _copies(soa, spec, padded, found)
@@ -116,26 +111,44 @@ def arrays(
         if isinstance(view, View) and not obstacle
     ]
     if not (copied or buffer.piecewise):
-        soa.ready["jax"] = spec, padded, wide, sources
+        key = "jax", spec.key, padded, x64_on
+        keep(soa, key, _Prepared(padded, sources))
     with jax.ensure_compile_time_eval():  # inside jit, too, copies are arrays
         aliases, copies = starmap(_alias, sources), iter(_copies(soa, spec, padded, copied))
         return [next(copies if obstacle else aliases) for obstacle in obstacles]
 
 
+class _Prepared(NamedTuple):
+    """What makes an SoA's arrays again and again.
+
+    Attributes:
+        padded: whether they have the padded rows.
+        sources: the arguments of `_alias` for each.
+    """
+
+    padded: bool
+    sources: list[tuple[str, NDArray[Any] | View, int]]
+
+
+def _located(buffer: Leaves, view: View) -> View:
+    where, at = buffer.locate(view.strided)
+    return View(*at, where)
+
+
 def batch(soa: SoA, spec: Spec, start: jax.Array) -> list[jax.Array]:
     """The arrays of as many rows as a traced SoA has, from a traced `start` on."""
-    found = views_or_columns(soa, spec)
+    found = views_or_gathers(soa, spec)
     if not x64():
         for view in found:
             check_width(view)
-    return [cut(view, start) for view in found]
+    return [extract(view, start) for view in found]
 
 
 def _is_slice_of_memory(soa: SoA) -> bool:
     return type(soa) is SoA and soa.rows != soa.capacity and not isinstance(soa.buffer, Leaves)
 
 
-def check_width(view: View | Scattered) -> None:
+def check_width(view: View | Gather) -> None:
     """Raise for a 64-bit dtype while JAX has them switched off."""
     narrow = NARROW.get(view.dtype_name)
     if narrow is not None:
@@ -147,16 +160,19 @@ def check_width(view: View | Scattered) -> None:
         )
 
 
-def _obstacle(soa: SoA, view: View | Scattered) -> str | None:
+def _obstacle(soa: SoA, view: View | Gather) -> str | None:
     """Why XLA cannot import this view, and the ways out; None where it can."""
-    if isinstance(view, Scattered):
+    if isinstance(view, Gather):
         return view.why()
-    if not _is_dense(view.shape, view.strides):
+    if not is_dense(view.shape, view.strides):
         return _padding(soa, view)
     if 0 in view.shape:
         return None
-    on_host = not isinstance(view.buffer, DeviceBuffer)
-    if on_host and view.dtype_name == "bfloat16" and not view.numpy().flags.c_contiguous:
+    if (
+        view.buffer.on_host
+        and view.dtype_name == "bfloat16"
+        and not view.numpy().flags.c_contiguous
+    ):
         return (
             "NumPy cannot export bfloat16 through DLPack, and what JAX takes instead it aliases in "
             "row-major order only; take its columns one by one, or let copy=None copy it"
@@ -169,19 +185,6 @@ def _obstacle(soa: SoA, view: View | Scattered) -> str | None:
             f"(layout.allocate does) and the first row of a slice, or let copy=None copy it"
         )
     return None
-
-
-def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether the elements fill one stretch of memory, in any order of the axes."""
-    expected = 1
-    if 0 in shape:
-        return True
-    for stride, count in sorted(zip(strides, shape, strict=True)):
-        if count > 1:
-            if stride != expected:
-                return False
-            expected *= count
-    return True
 
 
 def _padding(soa: SoA, view: View) -> str:
@@ -200,7 +203,7 @@ def _padding(soa: SoA, view: View) -> str:
     padded = soa.layout.alignment // view.itemsize
     padded_rows = -(-soa.rows // padded) * padded
     dense = soa.layout.dense_rows(soa.rows)
-    if _is_dense((padded_rows, *view.shape[1:]), view.strides):
+    if is_dense((padded_rows, *view.shape[1:]), view.strides):
         return (
             f"{field_rows}, padded rows {padded_rows}: padding lies between its columns, and XLA "
             f"imports only dense memory; padded=True gives all {padded_rows} rows, "
@@ -215,13 +218,11 @@ def _padding(soa: SoA, view: View) -> str:
 
 def _source(view: View) -> tuple[str, NDArray[Any] | View, int]:
     """What JAX imports, and where the array must then be."""
-    if isinstance(view.buffer, DeviceBuffer):
+    if not view.buffer.on_host:
         return view.name, view, view.address
     # Without the read-only flag, for JAX asks for capsules that cannot carry it. It never writes
     # to memory that is imported as `_alias` does, not even when the array is donated.
-    memory = view.buffer.unguarded
-    host = host_array(memory, view.dtype_name, view.shape, view.strides, view.offset)
-    return view.name, host, view.address
+    return view.name, host_array(view.buffer.unguarded, view.strided), view.address
 
 
 def _alias(name: str, host: NDArray[Any] | View, address: int) -> jax.Array:
@@ -253,23 +254,21 @@ def _host() -> jax.Device:
     return jax.local_devices(backend="cpu")[0]
 
 
-def _copies(
-    soa: SoA, spec: Spec, padded: bool, found: Sequence[View | Scattered]
-) -> list[jax.Array]:
+def _copies(soa: SoA, spec: Spec, padded: bool, found: Sequence[View | Gather]) -> list[jax.Array]:
     """Copies that nobody else holds, in one transfer, and finished."""
     if not found:
         return []
-    if isinstance(soa.buffer, DeviceBuffer):
-        # Cut on the device from imports of the whole runs.
+    if not (soa.buffer.on_host or soa.buffer.piecewise):
+        # Taken on the device from imports of the whole runs.
         whole = SoA(soa.layout, soa.buffer, soa.capacity, 0, soa.capacity)
         there = Leaves(soa.layout, soa.capacity, leaves(whole))
         soa = SoA(soa.layout, there, soa.capacity, soa.start, soa.rows)
         some = spec.subset(*(view.name for view in found))
-        cuts = [cut(view) for view in views_or_columns(soa, some, padded=padded)]
-        return [array.block_until_ready() for array in cuts]  # what XLA puts out is never an alias
+        made = [extract(view) for view in views_or_gathers(soa, some, padded=padded)]
+        return [array.block_until_ready() for array in made]  # what XLA puts out is never an alias
     hosts = [
         np.stack([part.numpy() for part in view.parts], axis=1)
-        if isinstance(view, Scattered)
+        if isinstance(view, Gather)
         else np.array(view.numpy(), order="C")
         for view in found
     ]

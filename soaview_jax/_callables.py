@@ -83,7 +83,7 @@ class Function:
         return jax.tree.unflatten(self.tree, [leaf if a is None else a for leaf, a in both])
 
 
-def taken_apart(tree: Any, leaves: list[Any]) -> tuple[Function, list[Any]]:
+def split_arrays(tree: Any, leaves: list[Any]) -> tuple[Function, list[Any]]:
     """What a pytree is beside its arrays, and these, with None for its other leaves.
 
     Raises:

@@ -11,22 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from soaview import SoA, Spec
-from soaview._forward import (
+from soaview.adapter import (
     BatchSize,
+    Pairing,
     Pairs,
+    Target,
     Work,
     check_dtype,
     check_model,
     pairs,
     results,
+    views_or_gathers,
     work,
 )
-from soaview._views import views_or_columns
 
 from ._arrays import arrays, batch, check_width
-from ._callables import Function, Kept, taken_apart
-from ._tree import INT32_MAX, NARROW, x64
-from ._write import Fitting, Place, fitting, places_of, store
+from ._callables import Function, Kept, split_arrays
+from ._settings import INT32_MAX, NARROW, x64
+from ._write import Part, paired, store, targets_of
 
 
 def forward(
@@ -83,7 +85,7 @@ def forward(
     cast = check_dtype(dtype)
     task = work(ins, outs, batch_size, progress)
     for soa, spec in outs:
-        places_of(soa, spec)  # raises
+        targets_of(soa, spec)  # raises
     if not x64():
         _check_narrow(task, cast)
     run, function, weights = _compiled(fn)
@@ -91,7 +93,7 @@ def forward(
     given = [soa for soa, _ in ins]
     if task.batched:
         given = jax.device_put(given)  # once, and on the CPU it is no copy
-    found: Fitting = []
+    found: Pairing[Part] = []
     for number in task.batches():
         parts = task.rows_of(number)
         sizes = tuple(None if rows is None else rows.stop - rows.start for rows in parts)
@@ -100,10 +102,10 @@ def forward(
         if progress:
             jax.block_until_ready(made)  # type: ignore[no-untyped-call]
         for soa, spec, values in results(made, task.outputs_of(number)):
-            places = places_of(soa, spec)
+            targets = targets_of(soa, spec)
             if cast is not None:
-                values = list(map(_cast, values, places))
-            found += fitting(soa, spec, places, values)
+                values = list(map(_cast, values, targets))
+            found += paired(soa, spec, targets, values)
     store(found)
 
 
@@ -123,15 +125,15 @@ def _check_narrow(task: Work, cast: str | None) -> None:
                 f"silence; switch them on"
             )
         for soa, spec in task.outputs:
-            for view in views_or_columns(soa, spec):
+            for view in views_or_gathers(soa, spec):
                 check_width(view)
 
 
-def _cast(value: Any, place: Place) -> Any:
-    """The value in the place's dtype, if both are floating; any other is for `fitting` to judge."""
-    dtypes = (value.dtype, place.dtype) if isinstance(value, jax.Array) else (bool,)
+def _cast(value: Any, target: Target[Part]) -> Any:
+    """The value in the target's dtype, if both are floating; any other is for `pair` to judge."""
+    dtypes = (value.dtype, target.dtype) if isinstance(value, jax.Array) else (bool,)
     floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
-    return value.astype(place.dtype) if floating else value
+    return value.astype(target.dtype) if floating else value
 
 
 class _Call(NamedTuple):
@@ -173,7 +175,7 @@ def _compiled(fn: Callable[..., Any]) -> tuple[Any, Function | None, list[Any]]:
         if leaves and leaves[0] is fn:
             hash(fn)
             return _COMPILED.make(fn, _jitted), None, []
-        return _run_any, *taken_apart(tree, leaves)
+        return _run_any, *split_arrays(tree, leaves)
     except TypeError as error:
         raise TypeError(
             f"fn cannot be told from others, for what it is made of has no hash ({error}); pass a "

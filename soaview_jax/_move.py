@@ -8,14 +8,10 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from soaview import SoA, SoABlocks
-from soaview._runs import runs
-from soaview._views import check_soa
+from soaview.adapter import check_soa, runs
 
-from ._tree import (
-    from_leaves,
-    leaves,
-    shards,
-)
+from ._extract import shards
+from ._pytree import from_leaves, leaves
 
 Movable = TypeVar("Movable", SoA, SoABlocks)
 

@@ -10,11 +10,16 @@ import numpy as np
 from jax import lax
 
 from soaview import SoA
-from soaview._buffer import exact_int
-from soaview._ragged import check_cuts, check_kind, check_offsets, host_cuts
-from soaview._views import check_soa
+from soaview.adapter import (
+    check_kind,
+    check_offsets,
+    check_one_given,
+    check_soa,
+    exact_int,
+    host_offsets,
+)
 
-from ._tree import INT32_MAX, x64
+from ._settings import INT32_MAX, x64
 
 
 def mask(soa: SoA, count: jax.Array | int) -> jax.Array:
@@ -59,7 +64,7 @@ def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> jax.Array:
     >>> segments(soa, counts=[2, 0, 1])
     Array([0, 0, 2], dtype=int32)
     """
-    check_cuts(offsets, counts)
+    check_one_given(offsets, counts)
     _check_count(soa)
     what, given = ("counts", counts) if offsets is None else ("offsets", offsets)
     if isinstance(given, jax.core.Tracer):
@@ -72,7 +77,7 @@ def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> jax.Array:
         else:
             ends = ends[1:]
     else:
-        host = host_cuts(what, given, soa.rows)
+        host = host_offsets(what, given, soa.rows)
         host = np.concatenate([[0], host.cumsum()]) if offsets is None else host
         shortest = np.diff(host).min(initial=0)
         check_offsets(soa.rows, host[0], host[-1], shortest, all_rows=False)

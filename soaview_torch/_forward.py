@@ -10,21 +10,23 @@ from typing import Any
 import torch
 
 from soaview import SoA, Spec
-from soaview._forward import (
+from soaview.adapter import (
     BatchSize,
     Pair,
+    Pairing,
     Pairs,
+    Target,
+    check_copy,
     check_dtype,
     check_model,
     pairs,
     results,
     work,
 )
-from soaview._soa import check_copy
 
-from ._memory import DTYPE, Memory, is_plain
-from ._tensors import copies, prepare, tensors
-from ._write import Fitting, Place, fitting, places_of, store
+from ._memory import DTYPE, Import, is_plain
+from ._tensors import Prepared, copies, prepare, tensors
+from ._write import Alias, paired, store, targets_of
 
 
 def forward(
@@ -85,11 +87,11 @@ def forward(
     name = check_dtype(dtype)
     cast = None if name is None else DTYPE[name]
     task = work(ins, outs, batch_size, progress)
-    found: Fitting = []
+    found: Pairing[Alias] = []
     for number in task.batches():
         fits = _run(model, task.inputs_of(number), task.outputs_of(number), copy, cast)
         # A model may use its memory of the results again in the next batch.
-        found += [(place, t.clone()) for place, t in fits] if task.batched else fits
+        found += [(target, t.clone()) for target, t in fits] if task.batched else fits
     store(found)
 
 
@@ -102,11 +104,11 @@ def _run(
     outputs: list[Pair],
     copy: bool | None,
     cast: torch.dtype | None,
-) -> Fitting:
+) -> Pairing[Alias]:
     """One call of the model; its results, if they fit."""
-    places = [places_of(soa, spec) for soa, spec in outputs]
+    targets = [targets_of(soa, spec) for soa, spec in outputs]
     given: list[torch.Tensor] = []
-    memories: list[Memory] = []
+    memories: list[Import] = []
     for soa, spec in inputs:
         found_there, memory = _given(soa, spec, copy)
         given += found_there
@@ -122,41 +124,41 @@ def _run(
             "the model has changed its inputs in place, and so the SoA's columns; drop its "
             "in-place operations (inplace=True) on them, or pass copy=True"
         )
-    found: Fitting = []
-    for (soa, spec, values), at in zip(results(made, outputs), places, strict=True):
+    found: Pairing[Alias] = []
+    for (soa, spec, values), at in zip(results(made, outputs), targets, strict=True):
         if cast is not None:
             values = list(map(_cast, values, at))
-        found += fitting(soa, spec, at, values)
+        found += paired(soa, spec, at, values)
     return found
 
 
 @torch.inference_mode()
-def _cast(value: Any, place: Place) -> Any:
-    """The value in the place's dtype, if both are floating; any other is for `fitting` to judge."""
+def _cast(value: Any, target: Target[Alias]) -> Any:
+    """The value in the target's dtype, if both are floating; any other is for `pair` to judge."""
     floating = isinstance(value, torch.Tensor) and is_plain(value) and value.is_floating_point()
-    return value.to(place.dtype) if floating and place.dtype.is_floating_point else value
+    return value.to(target.dtype) if floating and target.dtype.is_floating_point else value
 
 
-def _given(soa: SoA, spec: Spec, copy: bool | None) -> tuple[list[torch.Tensor], Memory | None]:
+def _given(soa: SoA, spec: Spec, copy: bool | None) -> tuple[list[torch.Tensor], Import | None]:
     """A pair's tensors, and the memory that counts the writes into them, if it is the SoA's.
 
     It is imported for models alone: other writers, in other threads, are not counted.
     """
     if copy is True:
         return tensors(soa, spec, copy=True), None
-    ready = soa.ready.get(_KEY)
-    if ready is None or ready[0] is not spec or not ready[2].as_imported():
+    known: Prepared | None = soa.adapter_cache.get((_KEY, spec.key, False))
+    if known is None or not known[1].as_imported():
         try:
-            ready = prepare(soa, spec, False, _KEY)
+            known = prepare(soa, spec, False, _KEY)
         except BufferError:
             if copy is False:
                 raise
             some = copies(soa, spec, None, False, _KEY)
             return some, None if soa.readonly else soa.buffer.imports[_KEY]
-    memory: Memory = ready[2]
+    _, memory, calls = known
     if memory.wait is not None:
         memory.wait()
-    return list(starmap(torch.as_strided, ready[3])), memory
+    return list(starmap(torch.as_strided, calls)), memory
 
 
 def _current(device: str) -> AbstractContextManager[Any]:

@@ -8,11 +8,16 @@ from typing import Any, NamedTuple
 import torch
 
 from soaview import SoA, Spec
-from soaview._device import DeviceBuffer
-from soaview._ragged import check_cuts, check_kind, check_numbers, check_offsets, host_cuts
-from soaview._views import check_soa
+from soaview.adapter import (
+    check_kind,
+    check_numbers,
+    check_offsets,
+    check_one_given,
+    check_soa,
+    host_offsets,
+)
 
-from ._memory import is_plain, memory_of
+from ._memory import import_of, is_plain
 from ._tensors import tensors
 
 
@@ -50,19 +55,19 @@ def jagged(
     >>> pt.sum(1)
     tensor([3., 0., 3.])
     """
-    check_cuts(offsets, counts)
+    check_one_given(offsets, counts)
     found = tensors(soa, spec, copy=copy)
     for name, tensor in zip(spec, found, strict=True):
         if not tensor.ndim:
             raise ValueError(f"tensor {name!r} is one value, and has no rows; leave it out")
     device = found[0].device if found else torch.device("cpu")
-    cuts = _cuts(soa, offsets, counts, device, all_rows=True)
+    events = _events(soa, offsets, counts, device, all_rows=True)
     # torch makes no nested tensor of a plain one in inference mode, but uses it there.
     inference = torch.is_inference_mode_enabled()
     with torch.inference_mode(False) if inference else nullcontext():
         return [
             torch.nested.nested_tensor_from_jagged(
-                t, cuts.offsets, min_seqlen=cuts.shortest, max_seqlen=cuts.longest
+                t, events.offsets, min_seqlen=events.shortest, max_seqlen=events.longest
             )
             for t in found
         ]
@@ -94,15 +99,15 @@ def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> torch.Tens
     >>> torch.zeros(3 + 1).index_add(0, ids, pt)[:3]
     tensor([1., 0., 2.])
     """
-    check_cuts(offsets, counts)
+    check_one_given(offsets, counts)
     check_soa(soa)
-    cuts = _cuts(soa, offsets, counts, _device(soa), all_rows=False)
+    events = _events(soa, offsets, counts, _device(soa), all_rows=False)
     with torch.inference_mode(False), torch.no_grad():
-        ends = torch.cat([cuts.offsets, cuts.offsets.new_tensor([soa.rows])])
+        ends = torch.cat([events.offsets, events.offsets.new_tensor([soa.rows])])
         return torch.repeat_interleave(ends.diff(), output_size=soa.rows)
 
 
-class _Cuts(NamedTuple):
+class _Events(NamedTuple):
     """Where events begin and end: int64, on a device; the rows of the shortest and longest event.
 
     Without events these two are 0.
@@ -113,12 +118,14 @@ class _Cuts(NamedTuple):
     longest: int
 
 
-def _cuts(soa: SoA, offsets: Any, counts: Any, device: torch.device, *, all_rows: bool) -> _Cuts:
+def _events(
+    soa: SoA, offsets: Any, counts: Any, device: torch.device, *, all_rows: bool
+) -> _Events:
     """The one that is given, checked; a copy of it."""
     what = "counts" if offsets is None else "offsets"
     given = counts if offsets is None else offsets
     if not isinstance(given, torch.Tensor):
-        given = torch.from_numpy(host_cuts(what, given, soa.rows))
+        given = torch.from_numpy(host_offsets(what, given, soa.rows))
     if not is_plain(given) or given.is_quantized or given.is_meta:
         raise TypeError(
             f"{what} must be a plain dense tensor, got {type(given).__name__} of layout "
@@ -129,21 +136,21 @@ def _cuts(soa: SoA, offsets: Any, counts: Any, device: torch.device, *, all_rows
     with torch.inference_mode(False), torch.no_grad():
         given = given.to(device, torch.int64, copy=True)
         none = given.new_zeros(1)
-        cuts = given if counts is None else torch.cat([none, given.cumsum(0)])
-        steps = torch.cat([none, cuts.diff()]) if len(cuts) < 2 else cuts.diff()
-        edges = [*torch.cat([given, none]).aminmax(), cuts[0], cuts[-1], *steps.aminmax()]
+        ends = given if counts is None else torch.cat([none, given.cumsum(0)])
+        steps = torch.cat([none, ends.diff()]) if len(ends) < 2 else ends.diff()
+        edges = [*torch.cat([given, none]).aminmax(), ends[0], ends[-1], *steps.aminmax()]
         low, high, first, last, shortest, longest = torch.stack(edges).tolist()
     check_numbers(what, soa.rows, given, low, high)
     check_offsets(soa.rows, first, last, shortest, all_rows=all_rows)
-    return _Cuts(cuts, shortest, longest)
+    return _Events(ends, shortest, longest)
 
 
 def _device(soa: SoA) -> torch.device:
-    if isinstance(soa.buffer, DeviceBuffer):
-        with torch.inference_mode(False):
-            return memory_of(soa.buffer)["uint8"].device
-    if soa.device != "cpu":
+    if soa.device == "cpu":
+        return torch.device("cpu")
+    if soa.buffer.piecewise:
         raise BufferError(
             f"the SoA is JAX's, on {soa.device}; outside of jit, pass jax.device_get(soa)"
         )
-    return torch.device("cpu")
+    with torch.inference_mode(False):
+        return import_of(soa.buffer).base.device

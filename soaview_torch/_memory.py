@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from soaview import View
-from soaview._buffer import ITEMSIZE, WIDEST, Buffer
-from soaview._device import DeviceBuffer, check_place, torch_bytes
+from soaview.adapter import ITEMSIZE, Buffer, Strided
 
 DTYPE = {name: getattr(torch, name) for name in ITEMSIZE}
 """torch's dtypes."""
 
+NAME = {dtype: name for name, dtype in DTYPE.items()}
+"""What soaview calls them."""
 
-class Memory(dict[str, torch.Tensor]):
+
+class Import(dict[str, torch.Tensor]):
     """A buffer's memory as flat tensors, one per dtype, of one storage and one version counter.
 
     Attributes:
@@ -24,25 +25,20 @@ class Memory(dict[str, torch.Tensor]):
         address: where its storage was then.
         root: the host's memory, whose read-only flag may be set later; None where none can be.
         wait: lets torch's current stream wait for the producer; None where nothing has to be.
-        later: what has taken its place; see `memory_of`.
+        later: what has taken its place; see `import_of`.
     """
 
     __slots__ = ("address", "base", "later", "root", "wait")
 
     address: int
     base: torch.Tensor
+    wait: Callable[[], object] | None
 
-    def __init__(
-        self, memory: NDArray[Any] | DeviceBuffer, root: NDArray[Any] | None = None
-    ) -> None:
-        self.wait: Callable[[], object] | None = None
+    def __init__(self, flat: torch.Tensor, root: NDArray[Any] | None = None) -> None:
+        self.wait = None
         self.root = root
-        self.later: list[Memory] = []
-        if isinstance(memory, DeviceBuffer):
-            flat = self["uint8"] = torch_bytes(memory)
-        else:
-            flat = self[WIDEST[memory.itemsize]] = torch.from_numpy(memory)
-        self.base = flat
+        self.later: list[Import] = []
+        self.base = self[NAME[flat.dtype]] = flat
         try:
             self.address = flat.data_ptr() if type(flat) is torch.Tensor else 0
         except RuntimeError:
@@ -52,9 +48,6 @@ class Memory(dict[str, torch.Tensor]):
                 "inside fake tensors, functionalize, torch.func.grad or export, torch gives no "
                 "tensor of real memory; take the tensors outside, and pass them in"
             )
-        if isinstance(memory, DeviceBuffer):
-            check_place(self.address, memory)
-            self.wait = _waiting(memory, flat.device)
 
     def __missing__(self, dtype: str) -> torch.Tensor:
         # Of several threads' the first: a graph is looked for in that one.
@@ -71,7 +64,7 @@ class Memory(dict[str, torch.Tensor]):
         root = self.root
         return self.base.data_ptr() == self.address and (root is None or root.flags.writeable)
 
-    def replaced(self, buffer: Buffer) -> Memory:
+    def replaced(self, buffer: Buffer) -> Import:
         """What takes its place, the same for all threads.
 
         The same storage without the graph, which belongs to the tensors of the call that brought
@@ -79,11 +72,11 @@ class Memory(dict[str, torch.Tensor]):
         """
         if not self.later:
             same = self._detached()
-            self.later.append(same if same.as_imported() else _import(buffer))
+            self.later.append(same if same.as_imported() else _imported(buffer))
         return self.later[0]
 
-    def _detached(self) -> Memory:
-        found = Memory.__new__(Memory)
+    def _detached(self) -> Import:
+        found = Import.__new__(Import)
         found.address, found.wait, found.root, found.later = self.address, self.wait, self.root, []
         found.base = self.base.detach()
         found.update({dtype: flat.detach() for dtype, flat in tuple(self.items())})
@@ -99,21 +92,21 @@ class Memory(dict[str, torch.Tensor]):
         """Torch's count of the writes."""
         return self.base._version
 
-    def alias(self, view: View) -> torch.Tensor:
-        """The view's tensor."""
-        return torch.as_strided(self[view.dtype_name], view.shape, view.strides, view.offset)
+    def alias(self, at: Strided) -> torch.Tensor:
+        """The tensor over these elements."""
+        return torch.as_strided(self[at.dtype], at.shape, at.strides, at.offset)
 
 
-def memory_of(buffer: Buffer, key: str = "torch") -> Memory:
+def import_of(buffer: Buffer, key: str = "torch") -> Import:
     """The buffer's memory as it was imported under this key: one for all threads.
 
     Whoever comes first, and whenever it has to be replaced, all get the same one, and so one count
     of writes: setting a dictionary's default and appending to a list are one step each.
     """
-    imports: dict[str, Memory] = buffer.imports
+    imports: dict[str, Import] = buffer.imports
     kept = imports.get(key)
     if kept is None:
-        own = _import(buffer)
+        own = _imported(buffer)
         kept = imports.setdefault(key, own)
         if kept is own:
             return own
@@ -122,10 +115,20 @@ def memory_of(buffer: Buffer, key: str = "torch") -> Memory:
     return kept
 
 
-def _import(buffer: Buffer) -> Memory:
-    if isinstance(buffer, DeviceBuffer):
-        return Memory(buffer)
-    return Memory(buffer.wide, buffer.root)
+def to_read(buffer: Buffer, key: str = "torch") -> Import:
+    """As `import_of`, also of memory of the host that is read-only: for reading, and no more."""
+    if buffer.readonly and buffer.on_host:
+        return Import(torch.from_numpy(buffer.unguarded))
+    return import_of(buffer, key)
+
+
+def _imported(buffer: Buffer) -> Import:
+    if buffer.on_host:
+        return Import(torch.from_numpy(buffer.words), buffer.root)
+    found = Import(buffer.bytes_in("torch"))
+    buffer.check_imported(found.address)
+    found.wait = buffer.waiter("torch", found.base.device)
+    return found
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -144,17 +147,3 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-def _waiting(buffer: DeviceBuffer, device: torch.device) -> Callable[[], object] | None:
-    source, stream = buffer.memory.source, buffer.memory.stream
-    if stream is not None:
-        theirs = torch.cuda.ExternalStream(stream, device=device)  # type: ignore[no-untyped-call]
-        return lambda: torch.cuda.current_stream(device).wait_stream(theirs)
-    if device.type != "cuda" or source is None or isinstance(source, torch.Tensor):
-        return None  # torch's own streams are the user's to order
-    default = 0 if torch.version.hip is not None else 1  # as DLPack numbers the default stream
-    # The producer orders its work before the stream that it is given; the capsule is not used.
-    return lambda: source.__dlpack__(
-        stream=torch.cuda.current_stream(device).cuda_stream or default
-    )

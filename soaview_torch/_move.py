@@ -9,12 +9,9 @@ from typing import Any, TypeVar, overload
 import torch
 
 from soaview import Blocks, Layout, SoA, SoABlocks
-from soaview._buffer import INT64_MAX, Buffer
-from soaview._device import DeviceBuffer
-from soaview._soa import copy_rows
-from soaview._views import check_soa
+from soaview.adapter import INT64_MAX, Buffer, check_soa, copy_rows
 
-from ._memory import Memory, memory_of
+from ._memory import to_read
 
 
 @overload
@@ -94,7 +91,8 @@ def to(soa: Movable, device: torch.device | str, *, non_blocking: bool = False) 
         source = _bytes(soa.buffer)
         if isinstance(soa, SoA) and soa.rows != soa.capacity:
             part = _bytes(empty(soa.layout, soa.rows, device=source.device).buffer)
-            copy_rows(soa, source, part)
+            rows = range(soa.start, soa.start + soa.rows)
+            copy_rows(soa.layout, soa.capacity, rows, source, part)
             source = part
         moved = empty(soa.layout, soa.rows, device=target)
         _bytes(moved.buffer).copy_(source, non_blocking=non_blocking)
@@ -102,9 +100,7 @@ def to(soa: Movable, device: torch.device | str, *, non_blocking: bool = False) 
 
 
 def _bytes(buffer: Buffer) -> torch.Tensor:
-    if buffer.readonly and not isinstance(buffer, DeviceBuffer):
-        return Memory(buffer.unguarded)["uint8"]  # it is read only
-    memory = memory_of(buffer)
+    memory = to_read(buffer)
     if memory.wait is not None:
         memory.wait()
     return memory["uint8"]

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 
 from soaview import SoA, Spec, View
-from soaview._device import DeviceBuffer
-from soaview._soa import check_copy
-from soaview._views import Scattered, geometry, views_or_columns
+from soaview.adapter import Gather, check_copy, keep, resolve, views_or_gathers
 
-from ._memory import Memory, memory_of
+from ._memory import Import, import_of, to_read
 
 
 def tensors(
@@ -49,30 +47,35 @@ def tensors(
     """
     if copy is not False:
         return copies(soa, spec, copy, padded)
-    ready = soa.ready.get("torch") if type(soa) is SoA else None
-    if (
-        ready is None
-        or ready[0] is not spec
-        or ready[1] is not padded
-        or not ready[2].as_imported()
-    ):
-        ready = prepare(soa, spec, padded)
-    if ready[2].wait is not None:
-        ready[2].wait()
-    return list(starmap(torch.as_strided, ready[3]))
+    try:
+        known: Prepared | None = soa.adapter_cache.get(("torch", spec.key, padded))
+    except (AttributeError, TypeError):  # no SoA, or no spec of it: what follows says so
+        known = None
+    if known is None or known[0] is not padded or not known[1].as_imported():
+        known = prepare(soa, spec, padded)
+    _, memory, calls = known
+    if memory.wait is not None:
+        memory.wait()
+    return list(starmap(torch.as_strided, calls))
 
 
-def prepare(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> tuple[Any, ...]:
-    """Spec, padded, the memory, and the arguments of `torch.as_strided` for each tensor.
+Prepared = tuple[bool, Import, list[tuple[Any, ...]]]
+"""What makes an SoA's tensors again and again.
 
-    They are kept under the key, which has an import of the memory, and so a count of writes, of
-    its own.
+Whether they have the padded rows, the memory, and the arguments of `torch.as_strided` for each.
+"""
+
+
+def prepare(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> Prepared:
+    """What makes the spec's tensors, kept under the key.
+
+    That has an import of the memory, and so a count of writes, of its own.
     """
     # What is imported in inference mode could never take part in a backward pass.
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
             return prepare(soa, spec, padded, key)
-    found = geometry(soa, spec, padded)
+    found = resolve(soa, spec, padded=padded)
     buffer = soa.buffer
     if buffer.readonly and not buffer.piecewise:
         raise BufferError(
@@ -80,14 +83,13 @@ def prepare(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> tuple[Any
             "change it, or crash. Ways out: copy=None copies it; a file can be mapped as private "
             'memory, numpy.memmap(mode="c"), or to be written itself, mode="r+"'
         )
-    memory = memory_of(buffer, key)
+    memory = import_of(buffer, key)
     calls = [
         # An offset of 0 is the default here, and takes torch a while to read.
         (memory[dtype], shape, strides, offset) if offset else (memory[dtype], shape, strides)
         for _, dtype, _, shape, strides, offset in found
     ]
-    ready = soa.ready[key] = spec, padded, memory, calls
-    return ready
+    return keep(soa, (key, spec.key, padded), (padded, memory, calls))
 
 
 def copies(
@@ -98,21 +100,18 @@ def copies(
     The views are of the import under this key.
     """
     check_copy(copy)
-    found = views_or_columns(soa, spec, padded=padded)
+    found = views_or_gathers(soa, spec, padded=padded)
     all_of_them = copy is True or soa.readonly
 
     def alias_of(view: View) -> torch.Tensor:
-        view = view.buffer.locate(view)
-        if isinstance(view.buffer, DeviceBuffer) or not soa.readonly:
-            memory = memory_of(view.buffer, key)
-        else:  # the flag is lifted for reading only: what is made of this memory is copied
-            memory = Memory(view.buffer.unguarded)
+        buffer, at = view.buffer.locate(view.strided)
+        memory = to_read(buffer, key)  # what is made of read-only memory is copied
         if memory.wait is not None:
             memory.wait()
-        return memory.alias(view)
+        return memory.alias(at)
 
-    def tensor(view: View | Scattered) -> torch.Tensor:
-        if isinstance(view, Scattered):
+    def tensor(view: View | Gather) -> torch.Tensor:
+        if isinstance(view, Gather):
             return torch.stack([alias_of(part) for part in view.parts], dim=1)
         alias = alias_of(view)
         return alias.clone(memory_format=torch.contiguous_format) if all_of_them else alias

@@ -8,13 +8,20 @@ from typing import NamedTuple
 import torch
 
 from soaview import SoA, Spec
-from soaview._buffer import check_storage
-from soaview._soa import check_columns, check_given, check_writable, numbered
-from soaview._views import Scattered, views_or_columns
+from soaview.adapter import (
+    Buffer,
+    Described,
+    Pairing,
+    Target,
+    check_storage,
+    keep,
+    overlaps,
+    pair,
+    parts_of,
+    writable_views,
+)
 
-from ._memory import DTYPE, Memory, is_plain, memory_of
-
-_NAME = {dtype: name for name, dtype in DTYPE.items()}
+from ._memory import DTYPE, NAME, Import, import_of, is_plain
 
 
 def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
@@ -40,94 +47,89 @@ def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
     """
     if not isinstance(tensors, (list, tuple)):
         raise TypeError(f"tensors must be a list in spec order, got {type(tensors).__name__}")
-    store(fitting(soa, spec, places_of(soa, spec), tensors))
+    store(paired(soa, spec, targets_of(soa, spec), tensors))
 
 
-class Place(NamedTuple):
-    """Where `write` puts a tensor.
+class Alias(NamedTuple):
+    """Memory that a tensor, or one of its columns, is written into.
 
     Attributes:
-        shape, dtype, device: that it must have.
-        aliases: the memory itself, as one tensor, or as one for each column.
-        memory: that these are of, and where it ends.
+        tensor: the memory itself.
+        memory: torch's import of it.
+        buffer: what was imported.
     """
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    aliases: list[torch.Tensor]
-    memory: Memory
-    end: int
+    tensor: torch.Tensor
+    memory: Import
+    buffer: Buffer
 
 
-Fitting = list[tuple[Place, torch.Tensor]]
+class _Known(NamedTuple):
+    """What writes into an SoA again and again: targets, and the memory that they are of."""
+
+    memory: Import
+    targets: list[Target[Alias]]
 
 
-def fitting(soa: SoA, spec: Spec, places: list[Place], tensors: Sequence[torch.Tensor]) -> Fitting:
-    """Where each tensor goes, if all of them fit there."""
-    if len(tensors) != len(places) or not all(map(_fits, places, tensors)):
-        both = zip(numbered(spec, tensors), tensors, strict=True)
-        given = [_describe(where, tensor) for where, tensor in both]
-        check_given(soa, spec, views_or_columns(soa, spec), given)
-    return list(zip(places, tensors, strict=True))
+def targets_of(soa: SoA, spec: Spec) -> list[Target[Alias]]:
+    """Where the spec's tensors are written."""
+    try:
+        known: _Known | None = soa.adapter_cache.get(("torch.write", spec.key))
+    except (AttributeError, TypeError):  # no SoA, or no spec of it: what follows says so
+        known = None
+    if known is not None and known.memory.as_imported():
+        return known.targets
+    if torch.is_inference_mode_enabled():  # what is imported there has no version
+        with torch.inference_mode(False):
+            return targets_of(soa, spec)
+    found = writable_views(soa, spec)
+    memory, targets = import_of(soa.buffer), []
+    for view, parts in found:
+        aliases = [Alias(memory.alias(part.strided), memory, soa.buffer) for part in parts]
+        kind = DTYPE[view.dtype_name], memory.base.device
+        targets.append(Target(view.shape, *kind, aliases))
+    return keep(soa, ("torch.write", spec.key), _Known(memory, targets)).targets
+
+
+def paired(
+    soa: SoA, spec: Spec, targets: list[Target[Alias]], tensors: Sequence[torch.Tensor]
+) -> Pairing[Alias]:
+    """Each tensor with its target, if all of them fit."""
+    return pair(soa, spec, targets, tensors, fits=_fits, describe=_describe)
 
 
 @torch.inference_mode()
-def store(found: Fitting) -> None:
+def store(found: Pairing[Alias]) -> None:
     """Write tensors that fit, without the graphs and tangents that they bring."""
-    if any(place.memory.moved for place, _ in found):
+    written = {id(part.memory): part for target, _ in found for part in target.parts}.values()
+    if any(part.memory.moved for part in written):
         raise RuntimeError(
             "the SoA's memory was moved away meanwhile, by share_memory_ of one of its tensors: "
             "nothing was written"
         )
     # A tensor over the memory itself could be changed by the first write before it is read.
     values = [
-        value.clone() if any(_overlaps(value, place) for place, _ in found) else value
+        value.clone() if any(_overlaps(value, part) for part in written) else value
         for _, value in found
     ]
-    for (place, _), value in zip(found, values, strict=True):
-        if place.memory.wait is not None:
-            place.memory.wait()
-        if len(place.aliases) > 1:
-            for alias, column in zip(place.aliases, value.unbind(1), strict=True):
-                alias.copy_(column)
-        else:
-            place.aliases[0].copy_(value)
+    for (target, _), value in zip(found, values, strict=True):
+        for part, piece in parts_of(target, value):
+            if part.memory.wait is not None:
+                part.memory.wait()
+            part.tensor.copy_(piece)
 
 
-def places_of(soa: SoA, spec: Spec) -> list[Place]:
-    """Where the spec's tensors are written."""
-    ready = soa.ready.get("torch.write") if type(soa) is SoA else None
-    if ready is not None and ready[0] is spec and ready[1].as_imported():
-        return ready[2]  # type: ignore[no-any-return]
-    if torch.is_inference_mode_enabled():  # what is imported there has no version
-        with torch.inference_mode(False):
-            return places_of(soa, spec)
-    found = views_or_columns(soa, spec)
-    check_writable(soa)
-    check_columns(soa.layout, spec)
-    memory, places = memory_of(soa.buffer), []
-    end = memory.address + soa.buffer.nbytes
-    for view in found:
-        parts = view.parts if isinstance(view, Scattered) else [view]
-        aliases = [memory.alias(part) for part in parts]
-        kind = DTYPE[view.dtype_name], aliases[0].device
-        places.append(Place(view.shape, *kind, aliases, memory, end))
-    soa.ready["torch.write"] = spec, memory, places
-    return places
-
-
-def _fits(place: Place, tensor: torch.Tensor) -> bool:
+def _fits(target: Target[Alias], tensor: torch.Tensor) -> bool:
     return (
         isinstance(tensor, torch.Tensor)
         and is_plain(tensor)
-        and tensor.shape == place.shape
-        and tensor.dtype is place.dtype
-        and tensor.device == place.device
+        and tensor.shape == target.shape
+        and tensor.dtype is target.dtype
+        and tensor.device == target.device
     )
 
 
-def _describe(where: str, tensor: object) -> tuple[tuple[int, ...], str, str]:
+def _describe(where: str, tensor: object) -> Described:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"{where}: got {type(tensor).__name__}, expected a torch.Tensor; "
@@ -142,11 +144,10 @@ def _describe(where: str, tensor: object) -> tuple[tuple[int, ...], str, str]:
     device = str(tensor.device)
     if torch.version.hip is not None:  # there, too, torch calls it cuda
         device = device.replace("cuda", "rocm")
-    return tuple(tensor.shape), _NAME.get(tensor.dtype, str(tensor.dtype)), device
+    return tuple(tensor.shape), NAME.get(tensor.dtype, str(tensor.dtype)), device
 
 
-def _overlaps(tensor: torch.Tensor, place: Place) -> bool:
+def _overlaps(tensor: torch.Tensor, part: Alias) -> bool:
     check_storage(tensor)
     storage = tensor.untyped_storage()
-    begin = storage.data_ptr()
-    return begin < place.end and place.memory.address < begin + storage.nbytes()
+    return overlaps(part.buffer, storage.data_ptr(), storage.nbytes())

@@ -19,7 +19,7 @@ import places
 from cases import ROWS
 
 from soaview import SoA, Spec, View, views
-from soaview._buffer import Buffer
+from soaview.adapter import Target, check_copy, pair, parts_of, writable_views
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ class NumPyAdapter:
         self, soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False
     ) -> Sequence[Any]:
         """Under test."""
-        if not (copy is None or isinstance(copy, bool)):
-            raise TypeError(f"copy must be False, None or True, got {copy!r}")
+        check_copy(copy)
         if copy is False or not isinstance(spec, Spec):
             return [view.numpy() for view in views(soa, spec, padded=padded)]
         found = [self._one(soa, spec.subset(name), padded) for name in spec]
@@ -72,19 +71,15 @@ class NumPyAdapter:
 
     def write(self, soa: SoA, spec: Spec, tensors: Sequence[Any]) -> None:
         """Under test."""
-        from soaview._soa import check_given, check_writable
-        from soaview._views import views_or_columns
-
         tensors = [np.array(tensor) for tensor in tensors]
-        found = views_or_columns(soa, spec)
-        check_writable(soa)
-        check_given(soa, spec, found, [(t.shape, t.dtype.name, "cpu") for t in tensors])
-        for view, tensor in zip(found, tensors, strict=True):
-            if isinstance(view, View):
-                view.numpy()[...] = tensor
-            else:
-                for number, part in enumerate(view.parts):
-                    part.numpy()[...] = tensor[:, number]
+        targets = [
+            Target(view.shape, view.dtype_name, "cpu", [part.numpy() for part in parts])
+            for view, parts in writable_views(soa, spec)
+        ]
+        paired = pair(soa, spec, targets, tensors, fits=_fits, describe=_describe)
+        for target, tensor in paired:
+            for part, piece in parts_of(target, tensor):
+                part[...] = piece
 
     def forward(self, fn: Any, inputs: Any, outputs: Any, *, batch_size: int | None = None) -> None:
         """Under test, if the adapter has one: here of a single pair, by `tensors` and `write`."""
@@ -113,6 +108,14 @@ class NumPyAdapter:
     def strides(self, tensor: Any) -> tuple[int | None, ...]:
         """In elements; None for an axis of which the framework does not tell."""
         return tuple(stride // tensor.itemsize for stride in tensor.strides)
+
+
+def _fits(target: Target[np.ndarray], array: np.ndarray) -> bool:
+    return array.shape == target.shape and array.dtype.name == target.dtype
+
+
+def _describe(where: str, array: np.ndarray) -> tuple[tuple[int, ...], str, str]:
+    return array.shape, array.dtype.name, "cpu"
 
 
 class TorchAdapter(NumPyAdapter):
@@ -194,7 +197,7 @@ class JaxAdapter(NumPyAdapter):
         Divergence(
             "NumPy does not export bfloat16, and what JAX takes instead is row-major",
             lambda view: (
-                type(view.buffer) is Buffer  # on the host
+                view.buffer.on_host
                 and view.dtype == "bfloat16"
                 and 0 not in view.shape
                 and sum(n > 1 for n in view.shape) > 1

@@ -26,9 +26,10 @@ import numpy as np
 import places
 
 import soaview._buffer
+import soaview._host
 import soaview._soa
 import soaview._views
-from soaview import Column, Layout, Scalar, Spec, Value, View
+from soaview import Column, Layout, Scalar, SoA, Spec, Value, View
 
 LAYOUT = Layout([Column("x", "float32"), Column("y", "float32"), Scalar("n", "int32")])
 ROWS = 1 << 20  # so many that the C library gives freed memory back at once
@@ -80,8 +81,8 @@ def only_point() -> None:
     def pointed(owner: Any, asked: Any) -> Any:
         return np.ndarray(memoryview(owner).nbytes, np.uint8, owner)
 
-    soaview._buffer._exported = pointed
-    soaview._buffer._holding_the_export = lambda root: root
+    soaview._host._exported = pointed
+    soaview._buffer.holding_the_export = lambda root: root
 
 
 def use_after(adapter: Any, owner: Any, end: Callable[[], object]) -> None:
@@ -157,7 +158,7 @@ def read_only() -> Any:
 
 
 def call_it_writable() -> None:
-    soaview._buffer.Buffer.readonly = False  # type: ignore[assignment, method-assign]
+    soaview._buffer.HostBuffer.readonly = False  # type: ignore[assignment, method-assign]
 
 
 @scenario("torch", unguarded=call_it_writable)
@@ -224,7 +225,7 @@ def open_the_gate() -> None:
 def beyond_the_buffer(adapter: Any) -> None:
     """A layout whose arithmetic were wrong, at a row count that the memory does not have."""
     soa = LAYOUT.allocate(ROWS)
-    soa.capacity = soa.rows = 1 << 40
+    soa = SoA(LAYOUT, soa.buffer, 1 << 40, 0, 1 << 40)
     with refused(ValueError, "do not lie inside the buffer"):
         read(adapter.tensors(soa, SPEC)[0])
         raise AssertionError("a view beyond the buffer")
@@ -249,8 +250,8 @@ def negative_strides(adapter: Any) -> None:
 
 
 def round_addresses() -> None:
-    right = soaview._buffer._address
-    soaview._buffer._address = lambda array: right(array) // 16 * 16
+    right = soaview._buffer.address_of
+    soaview._buffer.address_of = lambda array: right(array) // 16 * 16
 
 
 @scenario("torch", unguarded=round_addresses)
@@ -286,7 +287,7 @@ def more_elements_than_numbers(adapter: Any) -> None:
 
 
 def take_their_word() -> None:
-    soaview._buffer._exported = lambda owner, asked: np.asarray(owner)
+    soaview._host._exported = lambda owner, asked: np.asarray(owner)
 
 
 @scenario("numpy", unguarded=take_their_word)

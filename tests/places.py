@@ -75,18 +75,17 @@ class PretendedMemory(TorchMemory):
 
     def __init__(self) -> None:
         super().__init__("cpu")
-        from soaview._device import DeviceBuffer, Memory
+        from soaview._device import DeviceBuffer
+        from soaview._dlpack import DeviceMemory
 
-        class Pretended(DeviceBuffer):
-            device = "cpu"
-
-        self.buffer, self.memory = Pretended, Memory
+        self.buffer, self.memory = DeviceBuffer, DeviceMemory
 
     def wrap(self, layout, memory, rows):
         owner = self.torch.from_numpy(memory if memory.flags.writeable else aligned(memory))
         readonly = not memory.flags.writeable
-        there = self.memory(owner.data_ptr(), len(owner), readonly, 1, 0, source=owner)
-        buffer = self.buffer(there, owner, layout.nbytes(rows), layout.sizes[-1])
+        at = owner.data_ptr(), len(owner), readonly, 1, 0
+        there = self.memory(*at, source=owner, owner=owner)
+        buffer = self.buffer(there, layout.nbytes(rows), layout.sizes[-1])
         return SoA(layout, buffer, rows, 0, rows)
 
     watched = HostMemory.watched

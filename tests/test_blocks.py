@@ -11,7 +11,8 @@ import pytest
 from cases import IMAGES
 
 from soaview import Blocks, Column, Layout, Scalar, SoABlocks, Spec, views
-from soaview._device import DeviceBuffer, Memory
+from soaview._device import DeviceBuffer
+from soaview._dlpack import DeviceMemory
 
 TRACKS = Layout([Column("pt", "float32"), Scalar("n", "int32"), Column("cov", "float32", (2, 2))])
 HITS = Layout([Column("x", "float64", (3,)), Column("track", "int16")])
@@ -89,8 +90,8 @@ def test_a_view_stays_in_its_block():
 
 def test_device_memory():
     """Blocks of a device's memory know where they are, without its being read."""
-    memory = Memory(2**20, BLOCKS.nbytes(ROWS), False, 2, 1)
-    event = SoABlocks(BLOCKS, ROWS, DeviceBuffer(memory, None, memory.size, 8))
+    memory = DeviceMemory(2**20, BLOCKS.nbytes(ROWS), False, 2, 1)
+    event = SoABlocks(BLOCKS, ROWS, DeviceBuffer(memory, memory.size, 8))
     assert event.device == "cuda:1"
     [view] = views(event["hits"], Spec(track="track"))
     assert view.address == 2**20 + 1408 + 3 * 640

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from cases import wrapped
 
-from soaview import Column, Layout, Scalar, Spec, Value, _device, views
-from soaview._device import Interface
+from soaview import Column, Layout, Scalar, Spec, Value, _frameworks, views
+from soaview._frameworks import Interface
 
 LAYOUT = Layout(
     [Column("x", "float32"), Column("y", "float32"), Column("h", "bfloat16"), Scalar("n", "int64")]
@@ -227,7 +227,7 @@ def test_the_producer_lives_as_long_as_a_view():
     gone, before = weakref.ref(owner), len(freed)
     soa = LAYOUT.wrap(owner, ROWS)
     [view] = views(soa[2:], Spec(x="x"))
-    interface = Interface(soa.buffer)
+    interface = Interface(soa.buffer.memory)
     del owner, soa
     assert gone() is not None
     del view
@@ -342,7 +342,7 @@ class Recorder:
 def test_the_consumers_wishes_are_passed_on(monkeypatch):
     """On a device, `__dlpack__` is that of the owner's own view, with all that was asked of it."""
     part = Recorder(np.arange(3))
-    monkeypatch.setitem(_device._ADOPT, "test_device", lambda buffer, view: part)
+    monkeypatch.setitem(_frameworks._SHOW, "test_device", lambda memory, at: part)
     [view] = views(LAYOUT.wrap(Producer(), ROWS), Spec(x="x"))
     wishes = {"stream": 7, "max_version": (1, 1), "dl_device": (1, 0), "copy": False}
     with pytest.raises(Exception, match="stream"):  # which NumPy has none of
@@ -366,7 +366,7 @@ def test_the_parent_buffer_is_a_producer():
 
 def test_read_only_parts_are_shown_by_old_capsules(monkeypatch):
     """Their view's own capsule has no flag, and NumPy takes those without one as read-only."""
-    monkeypatch.setitem(_device._ADOPT, "test_device", lambda buffer, view: np.arange(3))
+    monkeypatch.setitem(_frameworks._SHOW, "test_device", lambda memory, at: np.arange(3))
     for flags in (0, 1):
         soa = LAYOUT.wrap(Producer(flags=flags), ROWS)
         for part in (*views(soa, Spec(x="x")), soa.buffer):

@@ -61,8 +61,9 @@ def test_blocks_of_a_device(monkeypatch):
     found = event()
     owner = torch.from_numpy(found.buffer.root)
     place = PretendedMemory()
-    there = place.memory(owner.data_ptr(), len(owner), False, 1, 0, source=owner)
-    soas = type(found)(BLOCKS, ROWS, place.buffer(there, owner, len(owner), 8))
+    at = owner.data_ptr(), len(owner), False, 1, 0
+    there = place.memory(*at, source=owner, owner=owner)
+    soas = type(found)(BLOCKS, ROWS, place.buffer(there, len(owner), 8))
     [t] = soaview_torch.tensors(soas["hits"], Spec(t="t"))
     assert t.data_ptr() == owner.data_ptr() + soas["hits"].buffer.memory.first + 256
     np.testing.assert_array_equal(t, found["hits"]["t"])

@@ -15,9 +15,9 @@ import torch
 from models import IN, OUT, X, Y, check, filled, model, never
 
 import soaview_torch
-from soaview import Blocks, Column, Layout, Scalar, Spec, Value
-from soaview._device import DeviceBuffer, Memory
-from soaview._soa import SoA
+from soaview import Blocks, Column, Layout, Scalar, SoA, Spec, Value
+from soaview._device import DeviceBuffer
+from soaview._dlpack import DeviceMemory
 
 NEEDS = ["torch", "jax"]
 
@@ -245,8 +245,8 @@ def test_bad_arguments(framework):
 def test_one_device(framework):
     """An SoA elsewhere is refused before the model runs."""
     soa, out = filled(33)
-    memory = Memory(4096, IN.nbytes(33), False, 2, 0)
-    there = SoA(IN, DeviceBuffer(memory, None, IN.nbytes(33), 4), 33, 0, 33)
+    memory = DeviceMemory(4096, IN.nbytes(33), False, 2, 0)
+    there = SoA(IN, DeviceBuffer(memory, IN.nbytes(33), 4), 33, 0, 33)
     for inputs, outputs in (((there, X), (out, Y)), ((soa, X), (there, Spec(x="x", y="y")))):
         with pytest.raises(ValueError, match=r"one device: .*cuda:0.*move one of them with `to`"):
             framework.forward(never, inputs, outputs)

@@ -194,8 +194,8 @@ def test_many_outputs_compile_no_specs_of_their_own(monkeypatch):
     layout = Layout([Column(f"c{i}", "float32") for i in range(300)])
     soa, source = layout.allocate(3), IN.allocate(3)
     halves = [Spec({f"{k}{i}": f"c{i + k}" for i in range(0, 300, 2)}) for k in (0, 1)]
-    compiled, real = [], _views.compile_spec
-    monkeypatch.setattr(_views, "compile_spec", lambda *a: compiled.append(1) or real(*a))
+    compiled, real = [], _views.plan_of
+    monkeypatch.setattr(_views, "plan_of", lambda *a: compiled.append(1) or real(*a))
     soaview_torch.forward(
         lambda x: (x,) * 300, (source, Spec(x="x")), [(soa, half) for half in halves]
     )

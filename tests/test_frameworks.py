@@ -23,7 +23,8 @@ from jax.sharding import NamedSharding
 import soaview_jax
 import soaview_torch
 from soaview import Blocks, Column, Layout, SoA, SoABlocks, Spec, views
-from soaview._device import DeviceBuffer, Memory
+from soaview._device import DeviceBuffer
+from soaview._dlpack import DeviceMemory
 from soaview_torch import _move, empty
 
 NEEDS = ["torch", "jax"]
@@ -186,8 +187,8 @@ def test_a_write_of_what_overlaps():
     """Arrays that reach into the SoA from before its start are read first, too."""
     layout = Layout([Column("x", "float32"), Column("y", "float32")])
     memory = torch.arange(96, dtype=torch.float32)
-    there = Memory(memory.data_ptr() + 128, 256, False, 1, 0, source=memory[32:])
-    buffer = type(of_a_device(1)[0].buffer)(there, memory, 256, 4)
+    there = DeviceMemory(memory.data_ptr() + 128, 256, False, 1, 0, source=memory[32:])
+    buffer = DeviceBuffer(there._replace(owner=memory), 256, 4)
     soa = SoA(layout, buffer, 32, 0, 32)
     overlapping = jax.dlpack.from_dlpack(memory[16:48])
     given = [jax.numpy.full(32, -1.0), overlapping]
@@ -203,8 +204,8 @@ def test_a_producer_that_torch_adopts():
     """A part of memory whose owner cannot show one is shown by torch, which is imported."""
     memory = torch.arange(64, dtype=torch.float32)
     layout = Layout([Column("x", "float32"), Column("y", "float32")])
-    there = Memory(memory.data_ptr(), 256, False, 1, 0, source=Dunders(memory))
-    buffer = DeviceBuffer(there, memory, 256, 4)
+    there = DeviceMemory(memory.data_ptr(), 256, False, 1, 0, source=Dunders(memory))
+    buffer = DeviceBuffer(there._replace(owner=memory), 256, 4)
     soa = SoA(layout, buffer, 32, 0, 32)
     [view] = views(soa, Spec(y="y"))
     assert view.__dlpack_device__() == (1, 0)

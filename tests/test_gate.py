@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soaview import Column, Layout, Scalar, Spec, View, views
-from soaview._buffer import INT64_MAX, check_bounds
+from soaview import Column, Layout, Scalar, SoA, Spec, View, views
+from soaview._dtypes import INT64_MAX
+from soaview._strided import check_bounds
 
 LAYOUT = Layout([Column("x", "float32"), Column("y", "float32"), Scalar("n", "int32")])
 ROWS = 33
@@ -81,8 +82,7 @@ def test_the_gate_takes_plain_integers_only(odd):
 def test_the_gate_stands_before_every_view():
     """A layout whose arithmetic were wrong could not get a view out of its buffer."""
     soa = LAYOUT.allocate(ROWS)
-    soa.capacity = 10 * ROWS
-    soa.rows = 10 * ROWS
+    soa = SoA(LAYOUT, soa.buffer, 10 * ROWS, 0, 10 * ROWS)
     with pytest.raises(ValueError, match="do not lie inside the buffer's 640 bytes"):
         views(soa, Spec(xy=["x", "y"]))
     with pytest.raises(ValueError, match="do not lie inside"):

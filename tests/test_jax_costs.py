@@ -9,6 +9,7 @@ import pytest
 
 import soaview_jax
 from soaview import Column, Layout, Scalar, Spec
+from soaview.adapter import _targets
 from soaview_jax import arrays, forward, mask, to, update, write
 
 NEEDS = ["jax"]
@@ -135,12 +136,12 @@ def test_what_fits_is_not_looked_at_twice(monkeypatch):
     def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr(soaview_jax._write, "check_given", never)
+    monkeypatch.setattr(_targets, "check_given", never)
     spec = Spec(x="x", y="y")
     soaview_jax.write(soa, spec, [jnp.ones(3), jnp.zeros(3)])
     assert soa["x"].tolist() == [1, 1, 1]
     with monkeypatch.context() as again:  # where they go is not worked out again
-        again.setattr(soaview_jax._write, "views_or_columns", never)
+        again.setattr(soaview_jax._write, "writable_views", never)
         soaview_jax.write(soa, spec, [jnp.zeros(3), jnp.ones(3)])
     assert soa["y"].tolist() == [1, 1, 1]
     with pytest.raises(AssertionError):

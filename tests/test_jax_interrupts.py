@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soaview import Column, Layout, Scalar, SoA, Spec, Value, View, _device
-from soaview._buffer import host_array
+from soaview import Column, Layout, Scalar, SoA, Spec, Value, View, _frameworks
+from soaview._dlpack import DeviceMemory
+from soaview.adapter import DeviceBuffer, host_array
 from soaview_jax import arrays, forward, mask, segments, to, update, write
 
 NEEDS = ["jax"]
@@ -40,23 +41,18 @@ class Source(Interrupts):
         self.memory = memory
 
 
-class Pretended(_device.DeviceBuffer):
-    """The host's memory by the way that a device's goes."""
-
-    device = "cpu"
-
-
 def on_a_device(soa, monkeypatch):
     """The SoA's memory as a device's, whose owner is asked for every view, and may interrupt."""
 
-    def adopt(buffer, view):
+    def show(memory, at):
         source.touch()
-        return host_array(source.memory, view.dtype_name, view.shape, view.strides, view.offset)
+        return host_array(source.memory, at)
 
-    monkeypatch.setitem(_device._ADOPT, __name__, adopt)
+    monkeypatch.setitem(_frameworks._SHOW, __name__, show)
     source = Source(soa.buffer.root)
-    memory = _device.Memory(soa.buffer.address, soa.buffer.nbytes, False, 1, 0, source=source)
-    buffer = Pretended(memory, source, soa.buffer.nbytes, 8)
+    at = soa.buffer.address, soa.buffer.nbytes, False, 1, 0
+    memory = DeviceMemory(*at, source=source, owner=source)
+    buffer = DeviceBuffer(memory, soa.buffer.nbytes, 8)
     return SoA(soa.layout, buffer, soa.rows, 0, soa.rows), source
 
 

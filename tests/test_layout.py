@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soaview import Column, Layout, Scalar
-from soaview._buffer import ITEMSIZE
+from soaview._dtypes import ITEMSIZE
 
 XYZ = Layout([Column("x", "float32"), Column("y", "float64", (3,)), Scalar("n", "int32")])
 

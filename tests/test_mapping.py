@@ -344,10 +344,10 @@ def test_plans_live_with_their_layout():
     soa = layout.allocate(3)
     first = Spec(first=["x", "y"])
     views(soa, first)
-    kept = layout.plans[first, False, False]
+    kept = layout.plans[first.key, False, False]
     for number in range(3000):
         views(soa, Spec({f"t{number}": "x"}))
     views(soa, first)
-    assert layout.plans[first, False, False] is kept
+    assert layout.plans[first.key, False, False] is kept
     assert run_numbers(layout) is run_numbers(layout)
     assert run_numbers(layout) == {"x": 0, "y": 0}

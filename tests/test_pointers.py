@@ -15,7 +15,7 @@ import pytest
 from cases import layout_of, wrapped
 
 from soaview import Column, Layout, Scalar, Spec, Value, views
-from soaview._device import Interface
+from soaview._frameworks import Interface
 
 LAYOUT = Layout(
     [Column("x", "float32"), Column("y", "float32"), Column("h", "bfloat16"), Scalar("n", "int64")]
@@ -165,7 +165,7 @@ def test_what_is_read_by_the_interface_holds_the_memory_alone():
     soa = LAYOUT.from_pointer(
         FAR, ROWS, device="cuda:0", finalizer=lambda: calls.append("gone"), readonly=True
     )
-    interface = Interface(soa.buffer)
+    interface = Interface(soa.buffer.memory)
     assert interface.__cuda_array_interface__["data"] == (FAR, False)
     assert not any(thing is soa.buffer for thing in gc.get_referents(interface.__dict__))
     del soa

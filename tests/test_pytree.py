@@ -14,7 +14,7 @@ from cases import layout_of, read, wrapped
 from soas import LAYOUT, addresses, filled, one_by_one, owned, stacked, step, total, total_of
 
 from soaview import Column, Layout, Spec, Value, views
-from soaview_jax import _tree, arrays, to, update, write
+from soaview_jax import _leaves, arrays, to, update, write
 
 NEEDS = ["jit"]
 
@@ -181,8 +181,8 @@ def test_what_jax_made_is_immutable():
 def test_copies_stay_on_the_device(monkeypatch):
     """What JAX has elsewhere is not copied by way of the host."""
     made = owned(filled(33))
-    monkeypatch.setattr(_tree.Leaves, "elsewhere", True)  # as it is on a GPU
-    monkeypatch.setattr(_tree.Leaves, "locate", None)  # which leads to the host
+    monkeypatch.setattr(_leaves.Leaves, "elsewhere", True)  # as it is on a GPU
+    monkeypatch.setattr(_leaves.Leaves, "locate", None)  # which leads to the host
     for copied in (False, None, True):
         xy, n = arrays(made, Spec(xy=["y", "x"], n="n"), copy=copied)
         np.testing.assert_array_equal(xy[:, 0], filled(33)["y"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
-from soaview._soa import check_copy
+from soaview.adapter import check_copy
 
 LAYOUT = Layout([Column("pt", "float32"), Column("cov", "float64", (2, 3)), Scalar("n", "int32")])
 

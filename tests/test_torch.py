@@ -11,7 +11,7 @@ from cases import filled, layout_of
 from torch._subclasses import FakeTensorMode
 
 import soaview_torch
-from soaview import Column, Layout, Scalar, Spec, Value, views
+from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
 from soaview_torch import forward, tensors, write
 
 NEEDS = ["torch"]
@@ -28,8 +28,7 @@ def storage(tensor):
 
 def test_the_gate():
     """No tensor leaves its buffer, were the layout's arithmetic wrong."""
-    soa = LAYOUT.allocate(33)
-    soa.capacity = soa.rows = 330
+    soa = SoA(LAYOUT, LAYOUT.allocate(33).buffer, 330, 0, 330)
     with pytest.raises(ValueError, match="do not lie inside"):
         tensors(soa, SPEC)
 

@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import soaview_torch
 from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
-from soaview._device import DeviceBuffer, Memory
+from soaview._device import DeviceBuffer
+from soaview._dlpack import DeviceMemory
+from soaview._frameworks import show
 from soaview_torch import _move, empty, forward, tensors, to, write
-from soaview_torch._memory import _waiting
 
 NEEDS = ["torch"]
 
@@ -115,8 +116,10 @@ def on_a_device(layout, rows):
     owner = torch.empty(len(memory) + 128 + 99, dtype=torch.uint8)  # more than is needed
     owner = owner[-owner.data_ptr() % 128 :]
     owner[: len(memory)] = torch.from_numpy(memory)
-    there = Memory(owner.data_ptr(), len(owner), False, 1, 0, source=owner)
-    return SoA(layout, DeviceBuffer(there, owner, len(memory), 16), rows, 0, rows), expected
+    there = DeviceMemory(owner.data_ptr(), len(owner), False, 1, 1, source=owner)
+    return SoA(
+        layout, DeviceBuffer(there._replace(owner=owner), len(memory), 16), rows, 0, rows
+    ), expected
 
 
 class Copies(TorchDispatchMode):
@@ -136,7 +139,7 @@ def test_to_is_one_transfer():
     """The parent buffer goes as it is; what is there already does not."""
     layout = layout_of("complex128", "bfloat16")
     soa, expected = on_a_device(layout, 1000)
-    assert soa.device == "cpu:0"
+    assert soa.device == "cpu:1"
     with Copies() as copied:
         moved = to(soa, "cpu")
     assert copied.sizes == [layout.nbytes(1000)]
@@ -173,8 +176,8 @@ def test_an_owner_inside_of_its_storage():
     whole = torch.arange(3000, dtype=torch.float32)
     owner = whole[32 : 32 + 3 * 64].reshape(3, 64)
     layout = Layout([Column(name, "float32") for name in "xyz"])
-    there = Memory(owner.data_ptr(), 768, False, 1, 0, source=owner)
-    soa = SoA(layout, DeviceBuffer(there, owner, 768, 4), 60, 0, 60)
+    there = DeviceMemory(owner.data_ptr(), 768, False, 1, 1, source=owner)
+    soa = SoA(layout, DeviceBuffer(there._replace(owner=owner), 768, 4), 60, 0, 60)
     [view] = views(soa, Spec(y="y"))
     wanted = list(range(96, 156))
     assert torch.from_dlpack(view).tolist() == tensors(soa, Spec(y="y"))[0].tolist() == wanted
@@ -203,10 +206,10 @@ def test_the_owner_of_a_pointer_is_not_its_memory():
 def test_memory_that_is_not_where_it_was_said_to_be():
     """What torch imports is compared with the address: it may have been moved or copied."""
     memory = torch.zeros(1024, dtype=torch.uint8)
-    there = Memory(memory.data_ptr() + 128, 512, False, 1, 0, source=memory)
-    soa = SoA(LAYOUT, DeviceBuffer(there, memory, 512, 8), 5, 0, 5)
+    there = DeviceMemory(memory.data_ptr() + 128, 512, False, 1, 1, source=memory)
+    soa = SoA(LAYOUT, DeviceBuffer(there._replace(owner=memory), 512, 8), 5, 0, 5)
     for follow in (lambda: tensors(soa, SPEC), lambda: views(soa, SPEC)[0].__dlpack__()):
-        with pytest.raises(BufferError, match="memory on cpu:0 is not where it was: it was wrap"):
+        with pytest.raises(BufferError, match="memory on cpu:1 is not where it was: it was wrap"):
             follow()
 
 
@@ -258,8 +261,8 @@ def test_who_waits_for_whom(monkeypatch):
     cuda = torch.device("cuda:0")
 
     def wait_for(owner, stream=None):
-        there = Memory(1 << 40, 1 << 20, False, 2, 0, stream, None, owner)
-        return _waiting(DeviceBuffer(there, owner, 1 << 20, 16), cuda)
+        there = DeviceMemory(1 << 40, 1 << 20, False, 2, 0, stream, None, owner)
+        return DeviceBuffer(there, 1 << 20, 16).waiter("torch", cuda)
 
     wait_for(None, stream=7)()
     wait_for(Producer())()
@@ -284,11 +287,11 @@ def test_a_view_of_a_pointer_waits(monkeypatch):
     at = {"device": "cuda:0", "owner": memory}
     soa = LAYOUT.from_pointer(memory.ctypes.data, 33, stream=7, **at)
     [x, k] = views(soa, Spec(x="x", k="k"))
-    taken = [soa.buffer.producer(view) for view in (x, k)]
+    taken = [show(soa.buffer.memory, view.strided) for view in (x, k)]
     assert seen == [(7, "cpu")] * 2
     assert [t.data_ptr() for t in taken] == [x.address, k.address]
     still = LAYOUT.from_pointer(memory.ctypes.data, 33, **at)  # nobody is writing it
-    still.buffer.producer(views(still, Spec(x="x"))[0])
+    show(still.buffer.memory, views(still, Spec(x="x"))[0].strided)
     assert len(seen) == 2
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from soaview import Blocks, Column, Layout, Scalar, Spec, views
-from soaview._buffer import ITEMSIZE, numpy_dtype
+from soaview._dtypes import ITEMSIZE, numpy_dtype
 
 ROWS = 5
 

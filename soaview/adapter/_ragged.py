@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._buffer import INT64_MAX
+from .._dtypes import INT64_MAX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def check_cuts(offsets: object, counts: object) -> None:
+def check_one_given(offsets: object, counts: object) -> None:
     """One of the two is given."""
     if (offsets is None) == (counts is None):
         raise TypeError("pass either offsets, one more than there are events, or counts=")
 
 
-def host_cuts(what: str, given: Any, rows: int) -> NDArray[np.int64]:
+def host_offsets(what: str, given: Any, rows: int) -> NDArray[np.int64]:
     """Offsets or counts that are on the host, checked: sums of the counts are exact in int64."""
     try:
         given = np.asanyarray(given)

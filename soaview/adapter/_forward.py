@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
-from ._buffer import exact_int
-from ._fields import Column
-from ._soa import SoA, check_columns, check_writable
-from ._spec import Spec, Value, columns_of, repeated
-from ._views import meant, views_or_columns
+from .._blocks import SoABlocks
+from .._dtypes import exact_int
+from .._fields import Column
+from .._soa import SoA
+from .._spec import Spec, Value, columns_of, repeated
+from .._views import spec_hint, views_or_gathers
+from .._write import check_columns, check_writable
 
 Pair = tuple[SoA, Spec]
 Pairs = Pair | Sequence[Pair]
@@ -101,7 +103,7 @@ def pairs(what: str, given: Any) -> list[Pair]:
     if not isinstance(found, (tuple, list)) or not all(map(_is_pair, found)):
         raise TypeError(
             f"{what} must be a pair (soa, spec), or a list of such pairs, got {given!r:.200}"
-            f"{_meant(given)}"
+            f"{_hint(given)}"
         )
     if not found:
         raise ValueError(f"{what} are empty; pass at least one pair (soa, spec)")
@@ -118,15 +120,15 @@ def _is_pair(given: Any) -> bool:
     return isinstance(soa, SoA) and isinstance(spec, Spec)
 
 
-def _meant(given: Any) -> str:
+def _hint(given: Any) -> str:
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         return "; the SoA says nothing of what to take from it" if isinstance(given, SoA) else ""
     soa, spec = given
     if isinstance(soa, Spec):
         return "; the SoA comes first"
     if isinstance(soa, SoA):
-        return meant(spec)
-    return "; take one of the blocks, soas[name]" if hasattr(soa, "buffer") else ""
+        return spec_hint(spec)
+    return "; take one of the blocks, soas[name]" if isinstance(soa, SoABlocks) else ""
 
 
 def work(ins: list[Pair], outs: list[Pair], batch_size: object, progress: bool) -> Work:
@@ -147,7 +149,7 @@ def work(ins: list[Pair], outs: list[Pair], batch_size: object, progress: bool) 
         _check_written_once(outs)
     if not any(soa.rows for soa, _ in outs):  # or else an empty event would hide a mistake
         for soa, spec in (*ins, *outs):
-            views_or_columns(soa, spec)
+            views_or_gathers(soa, spec)
         for soa, spec in outs:
             check_writable(soa)
             check_columns(soa.layout, spec)

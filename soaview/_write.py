@@ -1,0 +1,101 @@
+"""What may be written where: the checks of `write`, of `forward` and of item assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ._layout import Layout
+from ._soa import SoA
+from ._spec import Spec, Value, columns_of
+from ._views import Gather, View, views_or_gathers
+
+
+def check_writable(soa: SoA) -> None:
+    """Raise where the memory is read-only."""
+    if soa.readonly:
+        raise BufferError(
+            "the SoA's memory is read-only and cannot be written to; wrap memory that can: "
+            'a file with numpy.memmap(mode="r+"), or a copy in layout.allocate(rows).buffer.root'
+        )
+
+
+def tensor_labels(spec: Spec, given: Sequence[Any]) -> list[str]:
+    """What messages call tensors that are given for a spec: by name, if there are as many."""
+    if len(given) != len(spec):
+        return [f"tensor number {number}" for number in range(len(given))]
+    return [f"tensor {name!r}" for name in spec]
+
+
+def check_given(
+    soa: SoA,
+    spec: Spec,
+    found: list[View | Gather],
+    given: list[tuple[tuple[int, ...], str, str]],
+) -> None:
+    """Whether tensors of these (shape, dtype, device) fit the places found for them.
+
+    Raises:
+        ValueError: a wrong number of tensors, a wrong shape or device, or memory that would be
+            written twice.
+        TypeError: a wrong dtype.
+    """
+    if len(given) != len(found):
+        raise ValueError(f"got {len(given)} tensors, but the spec has {len(found)}: {list(spec)}")
+    check_columns(soa.layout, spec)
+    for (name, _), view, (shape, dtype, device) in zip(spec.items(), found, given, strict=True):
+        if device != soa.device:
+            raise ValueError(
+                f"tensor {name!r}: got device {device}, the SoA is on {soa.device}; "
+                f"move the tensor there first"
+            )
+        if dtype != view.dtype_name:
+            raise TypeError(
+                f"tensor {name!r}: got dtype {dtype}, expected {view.dtype_name}; convert it first"
+            )
+        if shape != view.shape:
+            padded = views_or_gathers(soa, spec.subset(name), padded=soa.rows == soa.capacity)
+            if shape == padded[0].shape:
+                raise ValueError(
+                    f"tensor {name!r}: got {shape[0]} padded rows, expected {soa.rows}; "
+                    f"write the valid ones, [:soa.rows]"
+                )
+            raise ValueError(wrong_shape(f"tensor {name!r}", shape, view.shape))
+
+
+def check_columns(layout: Layout, spec: Spec) -> None:
+    """Raise where the spec's tensors cannot all be written."""
+    key = "written", spec.key
+    if key in layout.plans:
+        return
+    written: dict[str, str] = {}
+    for name, entry in spec.items():
+        for column in columns_of(entry):
+            if column in written:
+                raise ValueError(
+                    f"tensor {name!r}: {column!r} would be written twice (also by tensor "
+                    f"{written[column]!r}); name every column once"
+                )
+            written[column] = name
+            if not isinstance(entry, Value) and not layout[column].per_row:
+                raise ValueError(
+                    f"tensor {name!r}: scalar {column!r} has one value, not one per row; "
+                    f"write Value({column!r})"
+                )
+    layout.plans[key] = True
+
+
+def wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What another shape than expected is refused with."""
+    hint = ""
+    if len(got) == 2 and got[::-1] == expected:
+        hint = "; rows come first: pass its transpose"
+    elif not expected:
+        hint = "; a scalar has no axes: pass its one value, such as soa[Value(name)]"
+    elif got == (*expected, 1):
+        hint = "; drop the last axis"
+        if where.startswith("tensor"):
+            hint += ", or name the column in a list of one"
+    elif got and got[1:] == expected[1:]:
+        hint = "; it needs one row for each of the SoA's"
+    return f"{where}: got shape {got}, expected {expected}{hint}"

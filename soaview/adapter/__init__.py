@@ -1,0 +1,92 @@
+"""What an adapter for a framework needs of the core, and no more.
+
+An adapter turns an SoA and a spec into tensors of its framework, and writes tensors back. The core
+has done all arithmetic and every check before: `docs/adapters.md` shows a complete adapter.
+
+| what | names |
+|---|---|
+| a spec's tensors over an SoA | `resolve`, `views_or_gathers`, `Gather`, `Strided`, `Numbers` |
+| the memory, and what it is asked | `Buffer`, `HostBuffer`, `DeviceBuffer`, `host_array` |
+| arguments | `check_soa`, `check_copy`, `exact_int` |
+| writing | `writable_views`, `Target`, `Pairing`, `pair`, `Described`, `parts_of`, `overlaps` |
+| columns in place of others | `check_given`, `tensor_labels` |
+| models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model`, `check_dtype` |
+| rows by events | `check_one_given`, `host_offsets`, `check_kind`, ... |
+| runs | `Run`, `runs`, `run_numbers`, `columns_of`, `copy_rows` |
+| the SoA's adapter cache | `keep` |
+| dtypes | `ITEMSIZE`, `INT64_MAX`, `numpy_dtype`, `is_dense` |
+"""
+
+from .._buffer import Buffer, HostBuffer, host_array
+from .._device import DeviceBuffer
+from .._dtypes import INT64_MAX, ITEMSIZE, exact_int, numpy_dtype
+from .._frameworks import check_storage
+from .._reduce import copy_rows
+from .._runs import Run, run_numbers, runs
+from .._soa import keep
+from .._spec import columns_of
+from .._strided import Numbers, Strided, is_dense
+from .._views import Gather, check_copy, check_soa, resolve, views_or_gathers
+from .._write import check_given, tensor_labels
+from ._forward import (
+    BatchSize,
+    Pair,
+    Pairs,
+    Work,
+    check_dtype,
+    check_model,
+    pairs,
+    results,
+    work,
+)
+from ._ragged import check_kind, check_numbers, check_offsets, check_one_given, host_offsets
+from ._targets import Described, Pairing, Target, overlaps, pair, parts_of, writable_views
+
+__all__ = [
+    "INT64_MAX",
+    "ITEMSIZE",
+    "BatchSize",
+    "Buffer",
+    "Described",
+    "DeviceBuffer",
+    "Gather",
+    "HostBuffer",
+    "Numbers",
+    "Pair",
+    "Pairing",
+    "Pairs",
+    "Run",
+    "Strided",
+    "Target",
+    "Work",
+    "check_copy",
+    "check_dtype",
+    "check_given",
+    "check_kind",
+    "check_model",
+    "check_numbers",
+    "check_offsets",
+    "check_one_given",
+    "check_soa",
+    "check_storage",
+    "columns_of",
+    "copy_rows",
+    "exact_int",
+    "host_array",
+    "host_offsets",
+    "is_dense",
+    "keep",
+    "numpy_dtype",
+    "overlaps",
+    "pair",
+    "pairs",
+    "parts_of",
+    "resolve",
+    "results",
+    "run_numbers",
+    "runs",
+    "tensor_labels",
+    "views_or_gathers",
+    "work",
+    "writable_views",
+]

@@ -1,0 +1,97 @@
+"""Where tensors are written: what `write` and `forward` do in every adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from .._buffer import Buffer
+from .._soa import SoA
+from .._spec import Spec
+from .._views import Gather, View, views_or_gathers
+from .._write import check_columns, check_given, check_writable, tensor_labels
+
+Part = TypeVar("Part")
+"""What a framework writes into: a view of its own, one for each part of a target."""
+
+Described = tuple[tuple[int, ...], str, str]
+"""A tensor's shape, and the names of its dtype and device as soaview has them."""
+
+
+class Target(NamedTuple, Generic[Part]):
+    """Where one tensor is written.
+
+    Attributes:
+        shape: that it must have.
+        dtype, device: likewise, as the framework itself has them.
+        parts: of the memory: one, or one for each column where these have no common distance.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    device: Any
+    parts: list[Part]
+
+
+Pairing = list[tuple[Target[Part], Any]]
+"""Targets, each with the tensor that is to be written there."""
+
+
+def writable_views(soa: SoA, spec: Spec) -> list[tuple[View | Gather, list[View]]]:
+    """Where a spec's tensors are written, each with its parts.
+
+    Raises:
+        BufferError: read-only memory.
+        KeyError, TypeError, ValueError: as `views`; a column that would be written twice.
+    """
+    found = views_or_gathers(soa, spec)
+    check_writable(soa)
+    check_columns(soa.layout, spec)
+    return [(view, view.parts if isinstance(view, Gather) else [view]) for view in found]
+
+
+def pair(
+    soa: SoA,
+    spec: Spec,
+    targets: Sequence[Target[Part]],
+    tensors: Sequence[Any],
+    *,
+    fits: Callable[[Target[Part], Any], bool],
+    describe: Callable[[str, Any], Described],
+) -> Pairing[Part]:
+    """Each tensor with its target, if all of them fit; nothing has been written.
+
+    Args:
+        soa: the memory.
+        spec: which tensors there are.
+        targets: of these.
+        tensors: what was given for them.
+        fits: whether a tensor is what a target takes.
+        describe: of a tensor, called as so and so in messages, what it is; it raises `TypeError`
+            for what is no plain tensor of the framework.
+
+    Raises:
+        TypeError, ValueError: naming the tensor, what was got and what is expected.
+    """
+    if len(tensors) != len(targets) or not all(map(fits, targets, tensors)):
+        both = zip(tensor_labels(spec, tensors), tensors, strict=True)
+        given = [describe(label, tensor) for label, tensor in both]
+        check_given(soa, spec, views_or_gathers(soa, spec), given)
+    return list(zip(targets, tensors, strict=True))
+
+
+def parts_of(target: Target[Part], tensor: Any) -> Iterator[tuple[Part, Any]]:
+    """Each part of a target, with the piece of the tensor that goes there."""
+    if len(target.parts) == 1:
+        yield target.parts[0], tensor
+        return
+    for number, part in enumerate(target.parts):
+        yield part, tensor[:, number]
+
+
+def overlaps(buffer: Buffer, address: int, nbytes: int) -> bool:
+    """Whether so many bytes from an address on are among the buffer's.
+
+    A tensor over the memory itself could be changed by the first write before it is read.
+    """
+    return address < buffer.address + buffer.nbytes and buffer.address < address + nbytes

@@ -1,0 +1,215 @@
+"""Memory of an SoA that JAX made: an array for each run of equal fields."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpy.typing import NDArray
+
+from soaview import Layout
+from soaview.adapter import ITEMSIZE, Buffer, HostBuffer, Run, Strided, numpy_dtype, runs
+
+from ._settings import INT32_MAX, NARROW, as_it_is, device_name, x64
+
+
+@final
+class Leaves(Buffer):
+    """Memory of an SoA that JAX made: immutable, and for each run an array of its own.
+
+    Attributes:
+        layout, rows: what the leaves were made for.
+        leaves: per run, in order, whatever JAX put there: arrays, tracers, shapes alone.
+    """
+
+    __slots__ = ("layout", "leaves", "rows")
+
+    piecewise = True
+    readonly = True
+
+    def __init__(self, layout: Layout, rows: int, leaves: tuple[Any, ...]) -> None:
+        self.layout = layout
+        self.rows = rows
+        self.owner = self.leaves = leaves
+        self.nbytes = layout.nbytes(rows)
+        self.imports = {}
+
+    @property
+    def root(self) -> NDArray[np.uint8]:
+        """There is none."""
+        raise BufferError(
+            "JAX made this SoA: its columns are XLA's, read-only, and not in one buffer. Ways out: "
+            "soa[name] reads a column where it lies, copy=None of an adapter copies, and "
+            "soaview_jax.write puts its arrays into an SoA of yours"
+        )
+
+    words = unguarded = root
+
+    @property
+    def device(self) -> str:
+        """Where the leaves are."""
+        if self.traced:
+            return "no device: it is traced"
+        arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.Array)]
+        if any(map(_is_deleted, arrays)):
+            return "no device: it was donated"
+        return device_name(device for leaf in arrays for device in leaf.devices())
+
+    @property
+    def address(self) -> int:
+        """There is none."""
+        raise BufferError(
+            "JAX made this SoA: its columns are not in one buffer, and have addresses of their own"
+        )
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the leaves are where NumPy does not read them: on a GPU, on several devices."""
+        arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.Array)]
+        devices = {d for leaf in arrays if not _is_deleted(leaf) for d in leaf.devices()}
+        return len(devices) > 1 or any(device.platform != "cpu" for device in devices)
+
+    @property
+    def traced(self) -> bool:
+        """Whether this is the inside of a transformation, where arrays have no values yet."""
+        return any(isinstance(leaf, jax.core.Tracer) for leaf in self.leaves)
+
+    def find(self, at: Strided) -> tuple[int, Run]:
+        """The run in which elements lie: the last that starts at or before them."""
+        found = runs(self.layout, self.rows)
+        number = bisect_right(found, at.byte_offset, key=lambda run: run.offset) - 1
+        return number, found[number]
+
+    def leaf(self, number: int) -> Any:
+        """A run's leaf, which must be what the layout says."""
+        run, found = runs(self.layout, self.rows)[number], self.leaves[number]
+        shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+        where = f"the leaf of {name_of(run)!r}"
+        if shape is None:
+            raise TypeError(f"{where} is {type(found).__name__}, and no array: it has no columns")
+        if dtype == jax.dtypes.float0:
+            wide = run.dtype in ("float64", "complex128")
+            off = ", as 64-bit types were switched off" if wide else ""
+            raise TypeError(f"{where} is a gradient, and {run.dtype} has none{off}")
+        if _is_deleted(found):
+            raise RuntimeError(
+                f"{where} is deleted: the SoA was donated to a jitted function; use the one that "
+                f"it returned"
+            )
+        forms = [
+            (run.shape, numpy_dtype(run.dtype)),
+            *([bits_of(run)] if run.dtype in NARROW else []),
+        ]
+        if (shape, dtype) in forms:
+            return found
+        if (shape[-2:], dtype) in forms:
+            raise ValueError(
+                f"{where} has the leading axes {shape[:-2]}: these are SoAs stacked; jax.vmap, "
+                f"lax.map or lax.scan take them one by one, and "
+                f"jax.tree.map(lambda leaf: leaf[0], soas) takes out the first"
+            )
+        if (shape, dtype) in [(form[1:], kind) for form, kind in forms]:
+            raise ValueError(
+                f"{where} has lost its axis of components, for a single SoA has no axis to map "
+                f"over; stack SoAs, jax.tree.map(lambda *x: jnp.stack(x), *soas), or map over what "
+                f"arrays gives"
+            )
+        raise TypeError(
+            f"{where} is {dtype} of shape {shape}, but the layout has {run.dtype} of shape "
+            f"{run.shape} there; take arrays from the SoA first, and convert, cut or distribute "
+            f"these"
+        )
+
+    def copies(self) -> list[Any]:
+        """The leaves in memory of their own, without padding, finished."""
+        found: list[Any] = []
+        native = self.native()
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True), as_it_is():
+            for number, leaf in enumerate(native):
+                if getattr(leaf, "dtype", None) != jax.dtypes.float0:
+                    self.leaf(number)
+                    leaf = self.without_padding(number, jnp.array(leaf)).block_until_ready()
+                found.append(leaf)
+        return found
+
+    def native(self) -> list[Any]:
+        """The leaves; those of NumPy with 64 bits as JAX takes them, by what it has switched on."""
+        found = []
+        for run, leaf in zip(runs(self.layout, self.rows), self.leaves, strict=True):
+            if run.dtype in NARROW and isinstance(leaf, np.ndarray):
+                forms = (run.shape, numpy_dtype(run.dtype)), bits_of(run)
+                if (leaf.shape, leaf.dtype) in forms:
+                    leaf = leaf.view(forms[not x64()][1])
+            found.append(leaf)
+        return found
+
+    def without_padding(self, number: int, leaf: Any) -> Any:
+        """A leaf of this run, with zeros where it has no rows, whatever was there."""
+        run = runs(self.layout, self.rows)[number]
+        width = leaf.shape[1]
+        words = width // max(run.shape[1], 1)  # two where 64 bits go as pairs of 32
+        valid = words * (self.rows if self.layout[run.names[0]].per_row else 1)
+        if valid >= width:
+            return leaf
+        if valid > INT32_MAX and not x64():
+            raise ValueError(
+                f"JAX does not count to row {valid} while 64-bit types are switched off; switch "
+                f"them on"
+            )
+        if jax.typeof(leaf).sharding.mesh.size > 1:  # where JAX is strict about what is cut
+            with jax.disable_jit(False):  # one operation, which takes its mesh from the leaf
+                return jnp.where(jnp.arange(width) < valid, leaf, jnp.zeros((), leaf.dtype))
+        zeros = lax.slice_in_dim(jnp.zeros_like(leaf), valid, width, axis=1)
+        return lax.dynamic_update_slice(leaf, zeros, (0, valid))
+
+    def locate(self, at: Strided) -> tuple[HostBuffer, Strided]:
+        """The leaf in which the elements lie, where that is an array on the host."""
+        number, run = self.find(at)
+        found = self.leaf(number)
+        if isinstance(found, jax.core.Tracer):
+            raise TypeError(
+                f"tensor {at.name!r}: a traced SoA has no values yet; inside jit, take its "
+                f"arrays with soaview_jax.arrays(soa, spec)"
+            )
+        if isinstance(found, jax.Array):
+            devices = found.devices()
+            if len(devices) > 1 or {device.platform for device in devices} != {"cpu"}:
+                raise BufferError(
+                    f"tensor {at.name!r}: the SoA is on {', '.join(sorted(map(str, devices)))}; "
+                    f"give it to a jitted function as an argument, or bring it to the host with "
+                    f"jax.device_get(soa)"
+                )
+        elif not isinstance(found, np.ndarray):
+            raise TypeError(
+                f"tensor {at.name!r}: the SoA has a {type(found).__name__} where its columns "
+                f"should be, and no memory"
+            )
+        host = np.asarray(found).view()
+        host.flags.writeable = False
+        first = at.offset - run.offset // at.itemsize
+        return HostBuffer(host, host.nbytes, at.itemsize), at._replace(offset=first)
+
+    def array(self, at: Strided) -> NDArray[Any]:
+        """The NumPy view of these elements, read-only."""
+        buffer, there = self.locate(at)
+        return buffer.array(there)
+
+
+def _is_deleted(leaf: Any) -> bool:
+    traced = isinstance(leaf, jax.core.Tracer)
+    return isinstance(leaf, jax.Array) and not traced and leaf.is_deleted()
+
+
+def name_of(run: Run) -> str:
+    """A leaf's name in JAX's messages: its field, or its first and last."""
+    return run.names[0] if len(run.names) == 1 else f"{run.names[0]}:{run.names[-1]}"
+
+
+def bits_of(run: Run) -> tuple[tuple[int, int], np.dtype[Any]]:
+    """Shape and dtype that carry a run's bits past a JAX that would narrow it."""
+    components, width = run.shape
+    return (components, width * ITEMSIZE[run.dtype] // 4), np.dtype("uint32")

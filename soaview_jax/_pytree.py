@@ -1,0 +1,161 @@
+"""The SoA as a pytree: one leaf for each run of equal fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.dlpack
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import DictKey
+
+from soaview import Blocks, Layout, SoA, SoABlocks, View
+from soaview.adapter import ITEMSIZE, Buffer, Run, Strided, host_array, keep, runs
+
+from ._leaves import Leaves, bits_of, name_of
+from ._settings import NARROW, x64
+
+
+def leaves(soa: SoA) -> tuple[Any, ...]:
+    """Per run a matrix (components, padded rows) over the memory itself.
+
+    64-bit runs go as pairs of 32 bits where JAX has those types switched off. A slice, whose
+    columns lie apart, goes as a copy of its rows.
+    """
+    if isinstance(soa.buffer, Leaves):
+        for number in range(len(soa.buffer.leaves)):
+            soa.buffer.leaf(number)
+    return _flatten(soa)[0]
+
+
+Aux = tuple[Layout, int]
+
+
+def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
+    # This runs in every call of a jitted function.
+    known: Any = soa.adapter_cache.get("jax.tree")
+    if known is not None and (known[0] is None or known[0] is x64()):
+        return known[1]  # type: ignore[no-any-return]
+    aux = (soa.layout, soa.rows)
+    if soa.rows != soa.capacity:
+        return _own_rows(soa), aux
+    found, mode, buffer = [], None, soa.buffer
+    if isinstance(buffer, Leaves):
+        found = buffer.native()
+    else:
+        found = [_run_of(buffer, run) for run in runs(*aux)]
+    if any(run.dtype in NARROW for run in runs(*aux)):
+        mode = x64()
+    if buffer.on_host or buffer.piecewise:  # what is imported from a device may be donated
+        keep(soa, "jax.tree", (mode, (tuple(found), aux)))
+    return tuple(found), aux
+
+
+def _run_of(buffer: Buffer, run: Run) -> Any:
+    """A run's matrix over the memory itself."""
+    shape, dtype = run.shape, run.dtype
+    if dtype in NARROW and not x64():
+        shape, dtype = bits_of(run)[0], "uint32"
+    size = ITEMSIZE[dtype]
+    at = Strided(name_of(run), dtype, size, shape, (shape[1], 1), run.offset // size)
+    if buffer.on_host:
+        return host_array(buffer.root, at)
+    return imported(View(*at, buffer), copy=None)
+
+
+def imported(view: View, *, copy: bool | None) -> jax.Array:
+    """A dense view of another device's memory; a copy, with `copy=None`, where XLA needs one."""
+    try:
+        array: jax.Array = jax.dlpack.from_dlpack(view, copy=copy)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BufferError(
+            f"tensor {view.name!r}: JAX does not take memory on {view.device}: {error}"
+        ) from error
+    return array
+
+
+def _own_rows(soa: SoA) -> tuple[Any, ...]:
+    layout, found = soa.layout, []
+    whole = leaves(SoA(layout, soa.buffer, soa.capacity, 0, soa.capacity))
+    memory = layout.allocate(soa.rows).buffer.root
+    both = zip(runs(layout, soa.capacity), runs(layout, soa.rows), strict=True)
+    for source, (run, own) in zip(whole, both, strict=True):
+        if not layout[run.names[0]].per_row:
+            found.append(source)
+            continue
+        words = source.shape[1] // run.shape[1]
+        rows = source[:, soa.start * words : (soa.start + soa.rows) * words]
+        padding = own.shape[1] * words - rows.shape[1]
+        if isinstance(source, np.ndarray):
+            target = np.ndarray((len(rows), own.shape[1] * words), source.dtype, memory, own.offset)
+            target[:, : rows.shape[1]] = rows
+            found.append(target)
+        else:
+            found.append(jnp.pad(rows, ((0, 0), (0, padding))))
+    return tuple(found)
+
+
+def from_leaves(layout: Layout, rows: int, leaves: Iterable[Any]) -> SoA:
+    """The SoA whose runs are these."""
+    return SoA(layout, Leaves(layout, rows, tuple(leaves)), rows, 0, rows)
+
+
+def _flatten_with_keys(soa: SoA) -> tuple[list[tuple[DictKey, Any]], Aux]:
+    found, aux = _flatten(soa)
+    keys = [DictKey(name_of(run)) for run in runs(*aux)]
+    return list(zip(keys, found, strict=True)), aux
+
+
+def _unflatten(aux: Aux, children: Iterable[Any]) -> SoA:
+    return from_leaves(*aux, children)
+
+
+BlocksAux = tuple[Blocks, tuple[tuple[str, int], ...]]
+
+
+def _blocks_flatten(soas: SoABlocks) -> tuple[list[tuple[DictKey, SoA]], BlocksAux]:
+    found = [(DictKey(name), soa) for name, soa in soas.items()]
+    return found, (soas.layout, tuple(soas.rows.items()))
+
+
+def _blocks_unflatten(aux: BlocksAux, children: Iterable[Any]) -> SoABlocks:
+    layout, rows = aux
+    return SoABlocks.of(layout, dict(zip(layout, children, strict=True)), dict(rows))
+
+
+def _to_bytes(aux: Aux) -> bytes:
+    return json.dumps({"layout": aux[0].to_dict(), "rows": aux[1]}).encode()
+
+
+def _from_bytes(data: bytes | bytearray) -> Aux:
+    found = json.loads(data)
+    return Layout.from_dict(found["layout"]), found["rows"]
+
+
+def _blocks_to_bytes(aux: BlocksAux) -> bytes:
+    layouts = {name: layout.to_dict() for name, layout in aux[0].items()}
+    return json.dumps({"layouts": layouts, "rows": dict(aux[1])}).encode()
+
+
+def _blocks_from_bytes(data: bytes | bytearray) -> BlocksAux:
+    found = json.loads(data)
+    layouts = {name: Layout.from_dict(layout) for name, layout in found["layouts"].items()}
+    return Blocks(layouts), tuple(found["rows"].items())
+
+
+jax.tree_util.register_pytree_with_keys(SoA, _flatten_with_keys, _unflatten, _flatten)
+jax.tree_util.register_pytree_with_keys(SoABlocks, _blocks_flatten, _blocks_unflatten)
+for _kind, _to, _from in (
+    (SoA, _to_bytes, _from_bytes),
+    (SoABlocks, _blocks_to_bytes, _blocks_from_bytes),
+):
+    jax.export.register_pytree_node_serialization(
+        _kind,
+        serialized_name=f"soaview.{_kind.__name__}",
+        serialize_auxdata=_to,
+        deserialize_auxdata=_from,
+    )

@@ -1,0 +1,50 @@
+"""JAX's settings, here and now, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+NARROW = {
+    "int64": "int32",
+    "uint64": "uint32",
+    "float64": "float32",
+    "complex128": "complex64",
+}
+"""What JAX makes of the types that it has switched off by default."""
+
+
+INT32_MAX = 2**31 - 1
+
+
+def x64() -> bool:
+    """Whether JAX has 64-bit types switched on, here and now."""
+    return jax.dtypes.canonicalize_dtype("float64").itemsize == 8
+
+
+def op_by_op() -> bool:
+    """Whether JAX may be running a jitted function as it is, here and now, to look for errors."""
+    config: Any = jax.config
+    return bool(config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
+
+
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """While memory is only read, a NaN in it is not one that a calculation has made."""
+    with jax.debug_nans(False), jax.debug_infs(False):
+        yield
+
+
+def device_name(devices: Iterable[jax.Device]) -> str:
+    """Devices by the names that the core gives them."""
+    names = set()
+    for device in devices:
+        if device.platform == "gpu":
+            kind = "rocm" if "rocm" in device.client.platform_version else "cuda"
+            names.add(f"{kind}:{device.local_hardware_id}")
+        else:
+            names.add(device.platform)
+    return "+".join(sorted(names)) or "cpu"
