@@ -73,6 +73,30 @@ def jax_arrays() -> str:
     )
 
 
+def other_specs(call: Callable[[SoA, Spec], object], spec: Spec) -> tuple[str, str]:
+    """Two specs by turns, and equal ones made anew, against the same one again."""
+    soa, calls = LAYOUT.allocate(LAYOUT.dense_rows(1000)), 200
+    turns = [spec, Spec({f"{name}2": entry for name, entry in spec.items()})] * (calls // 2)
+    equal = [Spec(dict(spec)) for _ in range(calls)]
+
+    def each(specs: list[Spec]) -> Callable[[], None]:
+        def run() -> None:
+            for one in specs:
+                call(soa, one)
+
+        return run
+
+    same = each([spec] * calls)
+    return ratio(each(turns), same, 60, 1), ratio(each(equal), same, 60, 1)
+
+
+def one_column() -> str:
+    soa = LAYOUT.allocate(1000)
+    memory, at = soa.buffer.root, LAYOUT.offset("x", 1000)
+    dtype = np.dtype("float64")
+    return ratio(lambda: soa["x"], lambda: np.ndarray((1000,), dtype, memory, at, (8,)), 100, 1000)
+
+
 def rows_do_not_matter(call: Callable[[SoA], object]) -> str:
     few, many = (LAYOUT.allocate(LAYOUT.dense_rows(rows)) for rows in (10**3, 10**7))
     return ratio(lambda: call(many), lambda: call(few), rounds=100, calls=20)
@@ -91,6 +115,14 @@ def main() -> None:
     print(f"tensors, same SoA            / as_strided by hand   {same_soa()}")
     print(f"wrap + tensors, event loop   / as_strided by hand   {event_loop()}")
     print(f"arrays, dense rows           / from_dlpack          {jax_arrays()}")
+    for name, call, spec in (
+        ("tensors", soaview_torch.tensors, SPEC),
+        ("arrays", soaview_jax.arrays, VALUE_SPEC),
+    ):
+        turns, equal = other_specs(call, spec)
+        print(f"{name:7s} of two specs by turns / of one                {turns}")
+        print(f"{name:7s} of equal specs        / of the same one       {equal}")
+    print(f'soa["x"]                     / np.ndarray by hand   {one_column()}')
     for name, call in {
         "tensors": lambda soa: soaview_torch.tensors(soa, SPEC),
         "wrap + tensors": lambda soa: soaview_torch.tensors(

@@ -187,7 +187,7 @@ def named(source: str) -> set[str]:
 
 
 def test_one_room_names_frameworks():
-    """The core names those that the caller has imported in one room, and its demo those it shows."""
+    """One room names those that the caller has imported; beside it only the demo names any."""
     there = {module for module, source in core().items() if named(source)}
     assert there == {"_frameworks", "__main__"}
 
