@@ -229,8 +229,10 @@ class JaxAdapter(NumPyAdapter):
     forward = TorchAdapter.forward
 
     def to_numpy(self, tensor):
-        # Through a copy, because an array keeps the NumPy value that it once gave.
-        return np.asarray(self.jax.numpy.array(tensor))
+        # Through a copy, because an array keeps the NumPy value that it once gave; by a transfer,
+        # because `jnp.array` is compiled for every shape.
+        (device,) = tensor.devices()
+        return np.asarray(self.jax.device_put(tensor, device, may_alias=False))
 
     def from_numpy(self, array):
         return self.jax.numpy.array(array)
@@ -280,17 +282,23 @@ class JitAdapter(JaxAdapter):
         self.jitted = {}
 
     def tensors(self, soa, spec, copy=False, padded=False):
-        key = repr((spec, copy, padded))
-        function = self.jitted.get(key)
-        if function is None:
-            arrays = functools.partial(self.adapter.arrays, spec=spec, copy=copy, padded=padded)
-            function = self.jitted[key] = self.jax.jit(arrays)
+        arrays = self._jitted(self.adapter.arrays, spec=spec, copy=copy, padded=padded)
         # The caller may write the memory next, and it is read until the results are there.
-        return self.jax.block_until_ready(function(soa))
+        return self.jax.block_until_ready(arrays(soa))
 
     def write(self, soa, spec, tensors):
-        updated = self.jax.jit(lambda s, given: self.adapter.update(s, spec, given))(soa, tensors)
+        updated = self._jitted(self._updated, spec=spec)(soa, tensors=tensors)
         self.adapter.write(soa, spec, self.tensors(updated, spec))
+
+    def _updated(self, soa, spec, tensors):
+        return self.adapter.update(soa, spec, tensors)
+
+    def _jitted(self, function, **options):
+        """One for all calls of these options, which XLA compiles for each layout and row count."""
+        key = repr((function.__name__, options))
+        if key not in self.jitted:
+            self.jitted[key] = self.jax.jit(functools.partial(function, **options))
+        return self.jitted[key]
 
 
 class Jit32Adapter(JitAdapter):

@@ -6,6 +6,7 @@ memory is filled by arithmetic of its own, and `cms_soa.*` are images that C++ c
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,13 +155,18 @@ def value(dtype: str, field: int, row: Any, component: Any) -> Any:
 def filled(layout: Layout, rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The bytes of an SoA, filled by plain arithmetic, and what each field must read as.
 
-    Padding holds 0xEE. The memory starts on a multiple of 128.
+    Padding holds 0xEE. The memory starts on a multiple of 128, and is no other caller's.
     """
+    memory, expected = _filled(layout, rows)
+    return places.aligned(memory), {name: values.copy() for name, values in expected.items()}
+
+
+@functools.cache
+def _filled(layout: Layout, rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     total = sum(
         f.components * padded_bytes(f.dtype, rows) if f.per_row else 128 for f in layout.fields
     )
-    raw = np.full(total + 128, 0xEE, np.uint8)
-    memory = raw[-raw.__array_interface__["data"][0] % 128 :][:total]
+    memory = np.full(total, 0xEE, np.uint8)
     expected, offset = {}, 0
     for number, f in enumerate(layout.fields):
         pitch = padded_bytes(f.dtype, rows if f.per_row else 1)

@@ -24,8 +24,11 @@ if any("cuda" in argument for argument in sys.argv):  # both frameworks share th
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 else:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Of which there are several, for what is split over many.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Of which there are several, for what is split over many. Most of the time of these tests is XLA's
+# compiler's, and how good its machine code is makes no difference to any of them.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
 # The tests that are worth it run ten times as many cases as these: 1000 by default.
 settings.register_profile("thorough", max_examples=1000)
@@ -131,18 +134,24 @@ def framework(request):
 
 
 @pytest.fixture(scope="session")
-def run_python():
-    """Run Python in a fresh process that imports what this one does; give its output."""
+def environment():
+    """For a fresh process that imports what this one does."""
     root = str(Path(soaview.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": root, "PYTHONFAULTHANDLER": "1"}
 
-    def run(*arguments, check=True, timeout=300, **environment):
+
+@pytest.fixture(scope="session")
+def run_python(environment):
+    """Run Python in a fresh process; give its output."""
+
+    def run(*arguments, check=True, timeout=300, **more):
         done = subprocess.run(
             [sys.executable, *arguments],
             check=False,
             capture_output=True,
             text=True,
             timeout=timeout,
-            env={**os.environ, "PYTHONPATH": root, "PYTHONFAULTHANDLER": "1", **environment},
+            env={**environment, **more},
         )
         if check:
             assert done.returncode == 0, done.stdout + done.stderr

@@ -2,7 +2,8 @@
 
 `python crashes.py NAME ADAPTER` runs one, guarded as users are, and prints `end` last. With
 `unguarded` as a third argument soaview's guard is taken out before: then the process is expected to
-die of what the guard is for, or at least not to come to its end.
+die of what the guard is for, or at least not to come to its end. `python crashes.py serve ADAPTER`
+runs those that its standard input names, each in a process forked for it, and tells how it ended.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import gc
+import importlib
+import json
 import mmap
 import os
 import signal
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -374,7 +378,32 @@ def nothing(adapter: Any) -> None:
     """What dies is seen to die."""
 
 
+def serve(adapter: str) -> list[str] | None:
+    """What a child is to run; None at the end of what was asked.
+
+    Imported is the framework alone, for guards are taken out before its adapter is imported. It
+    has started no thread, so that a child is as good as a process of its own.
+    """
+    if adapter != "numpy":
+        importlib.import_module(adapter)
+    assert len(os.listdir("/proc/self/task")) == 1
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            with warnings.catch_warnings(action="ignore"):  # of JAX, about the threads it may have
+                child = os.fork()
+            if not child:
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                return json.loads(line)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            said = [os.pread(file.fileno(), 1 << 20, 0).decode() for file in (out, err)]
+        print(json.dumps([code, *said]), flush=True)
+    return None
+
+
 def main(name: str, adapter: str, *mode: str) -> None:
+    signal.alarm(120)
     run, _, unguarded = SCENARIOS[name]
     if mode == ("unguarded",):
         unguarded()
@@ -385,5 +414,6 @@ def main(name: str, adapter: str, *mode: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.alarm(120)
-    main(*sys.argv[1:])
+    asked = serve(sys.argv[2]) if sys.argv[1] == "serve" else sys.argv[1:]
+    if asked:
+        main(*asked)

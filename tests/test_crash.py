@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -28,10 +32,36 @@ def pytest_generate_tests(metafunc):
     )
 
 
-def test_nothing_ends_the_process(run_python, name, framework):
+@pytest.fixture(scope="module")
+def run(environment):
+    """Run a scenario in a process of its own, forked from one that has imported the framework."""
+    servers = {}
+
+    def in_a_process(name, framework, *mode):
+        if framework not in servers:
+            servers[framework] = processes.enter_context(
+                subprocess.Popen(
+                    [sys.executable, PROGRAM, "serve", framework],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env={**environment, "OPENBLAS_NUM_THREADS": "1"},  # no threads before it
+                )
+            )
+        asked, told = servers[framework].stdin, servers[framework].stdout
+        print(json.dumps([name, framework, *mode]), file=asked, flush=True)
+        return json.loads(told.readline())
+
+    with ExitStack() as processes:
+        yield in_a_process
+        for server in servers.values():
+            server.stdin.close()
+            assert server.wait(10) == 0
+
+
+def test_nothing_ends_the_process(run, name, framework):
     """The process comes to its last line, and ends as it should."""
-    done = run_python(PROGRAM, name, framework, check=False, timeout=150)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+    assert run(name, framework) == [0, "end\n", ""]
 
 
 CHECKED_TWICE = {
@@ -44,12 +74,12 @@ CHECKED_TWICE = {
 """Where the framework, or NumPy under it, has a check of its own: what it raises."""
 
 
-def test_without_its_guard_it_would(run_python, name, framework):
+def test_without_its_guard_it_would(run, name, framework):
     """With the guard taken out, the same process dies: so the test above can fail."""
-    done = run_python(PROGRAM, name, framework, "unguarded", check=False, timeout=150)
-    assert "end" not in done.stdout
+    code, out, err = run(name, framework, "unguarded")
+    assert "end" not in out
     if (name, framework) in CHECKED_TWICE:
-        assert done.returncode == 1
-        assert CHECKED_TWICE[name, framework] in done.stderr
+        assert code == 1
+        assert CHECKED_TWICE[name, framework] in err
     else:
-        assert done.returncode in DEATHS, done.stderr
+        assert code in DEATHS, err

@@ -120,15 +120,33 @@ WRONG = {
 }
 
 
+# One process for all of them, whose imports are most of the time.
+RUNS = """
+import sys, pytest
+for adapter, target in zip(sys.argv[1::2], sys.argv[2::2]):
+    code = pytest.main(["-qx", "-p", "no:cacheprovider", "--adapter", adapter, target])
+    print("exit", int(code), adapter, end="\\0", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(run_python):
+    """What pytest printed for each of the wrong adapters, with its exit code at the end."""
+    asked = []
+    for wrong, test in WRONG.items():
+        asked += [f"test_suite:{wrong.__name__}", f"{HERE / 'test_conformance.py'}::{test}"]
+    *printed, end = run_python("-c", RUNS, *asked).stdout.split("\0")
+    assert not end
+    return dict(zip(WRONG, printed, strict=True))
+
+
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda cls: cls.__name__)
-def test_wrong_adapters_fail(run_python, wrong):
+def test_wrong_adapters_fail(runs, wrong):
     """An adapter that copies, shifts, widens, forgets or hurries fails the test made for that."""
-    target = f"{HERE / 'test_conformance.py'}::{WRONG[wrong]}"
-    arguments = ["-qx", "-p", "no:cacheprovider", "--adapter", f"test_suite:{wrong.__name__}"]
-    done = run_python("-m", "pytest", *arguments, target, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert re.search(r"\d+ failed", done.stdout)
-    assert "error" not in done.stdout.splitlines()[-1]
+    *printed, summary, code = runs[wrong].splitlines()
+    assert code == f"exit 1 test_suite:{wrong.__name__}", runs[wrong]
+    assert re.search(r"\d+ failed", summary), printed
+    assert "error" not in summary
 
 
 def test_an_adapter_of_ones_own(run_python, tmp_path):
