@@ -335,7 +335,7 @@ class SoABlocks(Mapping[str, SoA]):
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         found = rebuild_soa(state)
-        self.__init__(found.layout, found.rows, found.buffer)  # type: ignore[misc]
+        SoABlocks.__init__(self, found.layout, found.rows, found.buffer)
 
     def describe(self) -> str:
         """The memory maps of the blocks, as `Blocks.describe` gives them."""

@@ -100,9 +100,9 @@ class Buffer(ABC):
             BufferError: the memory is not on the host.
         """
 
-    def export(self, at: Strided, **asked: Any) -> Any:
-        """The DLPack capsule of these elements, with all that was asked of it."""
-        return self.array(at).__dlpack__(**asked)
+    def export(self, at: Strided, **options: Any) -> Any:
+        """The DLPack capsule of these elements, with all options that the consumer gives."""
+        return self.array(at).__dlpack__(**options)
 
     def dlpack_device(self, at: Strided) -> tuple[int, int]:
         """DLPack's numbers for the device."""

@@ -98,15 +98,15 @@ class DeviceBuffer(Buffer):
         part = at._replace(address=at.address + first, size=nbytes, first=at.first + first)
         return DeviceBuffer(part, nbytes, itemsize)
 
-    def export(self, at: Strided, **asked: Any) -> Any:
-        """The DLPack capsule of these elements, with all that was asked of it.
+    def export(self, at: Strided, **options: Any) -> Any:
+        """The DLPack capsule of these elements, with all options that the consumer gives.
 
         Who shows it cannot mark it as read-only; a capsule from before DLPack 1.0 says nothing of
         that either, and is taken as read-only by those who mind.
         """
         if self.readonly:
-            asked.pop("max_version", None)
-        return show(self.memory, at).__dlpack__(**asked)
+            options.pop("max_version", None)
+        return show(self.memory, at).__dlpack__(**options)
 
     def dlpack_device(self, at: Strided) -> tuple[int, int]:
         """DLPack's numbers for the device; who adopts managed memory calls it CUDA's."""
@@ -249,8 +249,8 @@ def pointed(
         buffer = HostBuffer(np.asarray(pointer), memory.size, itemsize)
         buffer.owner = owner
     else:
-        held = memory._replace(export=anchor, owner=owner)
-        buffer = DeviceBuffer(held, memory.size, itemsize)
+        memory = memory._replace(export=anchor, owner=owner)
+        buffer = DeviceBuffer(memory, memory.size, itemsize)
     if finalizer is not None:
         weakref.finalize(anchor, finalizer).atexit = False
     return buffer

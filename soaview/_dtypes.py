@@ -39,12 +39,14 @@ def exact_int(value: object, what: str) -> int:
 
     It may be larger than any memory, but short enough to be printed.
     """
-    found = value
-    if type(found) is not int:
+    if type(value) is int:
+        found = value
+    else:
+        given: Any = value
         try:
             if isinstance(value, (bool, np.bool_)):
                 raise TypeError
-            found = operator.index(value)  # type: ignore[arg-type]  # the TypeError is the check
+            found = operator.index(given)
         except TypeError:
             kind = type(value).__name__
             raise TypeError(f"{what} must be an integer, got {value!r:.200} ({kind})") from None

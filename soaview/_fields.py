@@ -57,8 +57,8 @@ def _check_dtype(name: str, dtype: Any) -> tuple[str, tuple[int, ...]]:
         theirs = dtype_name(dtype)
         if theirs in ITEMSIZE:
             return theirs, ()
-    meant = dtype.lower() if isinstance(dtype, str) else ""
-    hint = f"did you mean {meant!r}?" if meant in ITEMSIZE else f"known are {', '.join(ITEMSIZE)}"
+    lower = dtype.lower() if isinstance(dtype, str) else ""
+    hint = f"did you mean {lower!r}?" if lower in ITEMSIZE else f"known are {', '.join(ITEMSIZE)}"
     raise ValueError(f"field {name!r:.80}: unknown dtype {dtype!r:.60}; {hint}")
 
 

@@ -69,10 +69,10 @@ def holding_the_export(root: NDArray[np.uint8]) -> NDArray[np.uint8]:
             f"the array does not lie in the memory of its base, {type(base).__name__} of "
             f"{whole.size} bytes, which was resized since; make the array anew"
         )
-    held = whole[first : first + root.size]
+    exported = whole[first : first + root.size]
     if not root.flags.writeable:
-        held.flags.writeable = False
-    return held
+        exported.flags.writeable = False
+    return exported
 
 
 def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

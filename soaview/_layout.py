@@ -94,7 +94,7 @@ class Layout(Mapping[str, Column | Scalar]):
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         fields, alignment = fields_from_dict(state)
-        self.__init__(fields, alignment=alignment)  # type: ignore[misc]  # checks all of it
+        Layout.__init__(self, fields, alignment=alignment)  # checks all of it
 
     def __repr__(self) -> str:
         alignment = f", alignment={self.alignment}" if self.alignment != 128 else ""

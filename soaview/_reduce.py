@@ -42,9 +42,11 @@ def reduce_soa(
 
     Protocol 5 hands the memory over, for the pickle to hold or to send out of band.
     """
-    sent = {"memory": PickleBuffer(memory.data)} if protocol >= 5 else {"bytes": memory.tobytes()}
+    bytes_of = (
+        {"memory": PickleBuffer(memory.data)} if protocol >= 5 else {"bytes": memory.tobytes()}
+    )
     new = copyreg.__newobj__  # type: ignore[attr-defined]  # as `object.__reduce_ex__` gives it
-    return new, (kind,), {"layout": layout, "rows": rows, **sent}
+    return new, (kind,), {"layout": layout, "rows": rows, **bytes_of}
 
 
 def rebuild_soa(state: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Arrays that alias an SoA's memory, and those that are cut from a traced one."""
+"""Arrays that alias an SoA's memory, and those that are taken from a traced one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def arrays(
     """The spec's arrays, in spec order, as JAX arrays over the SoA's memory.
 
     In a function under `jit`, or another of JAX's transformations, that is given the SoA as an
-    argument, they are cut from it, for XLA to fuse into what reads them. That goes for every spec
+    argument, they are taken from it, for XLA to fuse into what reads them. That goes for every spec
     and row count, whatever `copy` is. On a CPU, XLA may take bfloat16 through float32 on the way:
     subnormal numbers can become zero, as in its arithmetic.
 

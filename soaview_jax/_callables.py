@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 
-class Kept:
+class FunctionCache:
     """What was made for functions, until they go: it is found for the same object alone.
 
     A bound method, which is another object each time it is looked up, is told by its own object and
@@ -69,12 +69,12 @@ class Function:
 
     Attributes:
         tree: what it is as a pytree.
-        told: what tells it from others whose trees are equal.
+        identity: what tells it from others whose trees are equal.
         leaves: of the pytree, with None for its arrays.
     """
 
     tree: Any
-    told: tuple[Any, ...]
+    identity: tuple[Any, ...]
     leaves: tuple[Any, ...] = field(compare=False)
 
     def whole(self, arrays: list[Any]) -> Any:
@@ -89,13 +89,13 @@ def split_arrays(tree: Any, leaves: list[Any]) -> tuple[Function, list[Any]]:
     Raises:
         TypeError: something in it has no hash.
     """
-    arrays, rest, told = [], [], []
+    arrays, rest, identities = [], [], []
     for leaf in leaves:
         is_array = isinstance(leaf, (np.ndarray, jax.Array))
         arrays.append(leaf if is_array else None)
         rest.append(None if is_array else leaf)
-        told.append(None if is_array else _told_leaf(leaf))
-    found = Function(tree, (_told_tree(tree, leaves), *told), tuple(rest))
+        identities.append(None if is_array else _leaf_identity(leaf))
+    found = Function(tree, (_tree_identity(tree, leaves), *identities), tuple(rest))
     hash(found)
     return found, arrays
 
@@ -115,7 +115,7 @@ class _Same:
         return type(other) is _Same and other.thing is self.thing
 
 
-def _told_leaf(thing: Any) -> Any:
+def _leaf_identity(thing: Any) -> Any:
     """What tells a leaf from all others: its type and bits, or which object it is."""
     kind = type(thing)
     if kind in (bool, int, str, bytes):
@@ -136,39 +136,50 @@ _NAMES = {str}
 _SHIM = type(jax.tree_util.Partial(partial(len)).func)  # type: ignore[no-untyped-call]
 
 
-def _told(thing: Any) -> Any:
+def _static_identity(thing: Any) -> Any:
     """What tells static data of a pytree's node from others that are equal to it."""
     kind = type(thing)
     if kind is str or thing is None or isinstance(thing, np.dtype):
         return thing
     if kind is list or kind is tuple:
-        return None if _NAMES.issuperset(map(type, thing)) else tuple(map(_told, thing))
+        return None if _NAMES.issuperset(map(type, thing)) else tuple(map(_static_identity, thing))
     if kind is _SHIM:
-        return _told_leaf(getattr(thing, "fun", thing))
+        return _leaf_identity(getattr(thing, "fun", thing))
     if callable(thing) or isinstance(thing, (Number, np.generic)):
-        return _told_leaf(thing)
+        return _leaf_identity(thing)
     if isinstance(thing, jax.tree_util.PyTreeDef):
-        return _told_tree(thing, [None] * thing.num_leaves)
+        return _tree_identity(thing, [None] * thing.num_leaves)
     if kind is slice:
-        return kind, _told(thing.start), _told(thing.stop), _told(thing.step)
+        return (
+            kind,
+            _static_identity(thing.start),
+            _static_identity(thing.stop),
+            _static_identity(thing.step),
+        )
     if isinstance(thing, tuple) and not getattr(thing, "__dict__", None):
-        return kind, *map(_told, thing)
+        return kind, *map(_static_identity, thing)
     if isinstance(thing, Set):
-        return kind, frozenset(map(_told, thing))
+        return kind, frozenset(map(_static_identity, thing))
     if isinstance(thing, Mapping):
-        return kind, *((_told(key), _told(value)) for key, value in thing.items())
-    if is_dataclass(thing) and kind.__eq__ is not object.__eq__:  # type: ignore[comparison-overlap]
-        return kind, *(_told(getattr(thing, f.name)) for f in fields(thing))
+        return kind, *(
+            (_static_identity(key), _static_identity(value)) for key, value in thing.items()
+        )
+    if is_dataclass(thing) and _has_equality(kind):
+        return kind, *(_static_identity(getattr(thing, f.name)) for f in fields(thing))
     # Whose equality is its own may be equal to what is another.
-    own = kind.__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
-    return _Same(thing) if own else kind
+    return _Same(thing) if _has_equality(kind) else kind
 
 
-def _told_tree(tree: Any, leaves: list[Any]) -> tuple[Any, ...]:
+def _has_equality(kind: Any) -> bool:
+    """Whether a type has an equality of its own."""
+    return kind.__eq__ is not object.__eq__
+
+
+def _tree_identity(tree: Any, leaves: list[Any]) -> tuple[Any, ...]:
     found: list[Any] = []
 
     def node(_: object, data: Any) -> None:
-        found.append(_told(data))
+        found.append(_static_identity(data))
 
     tree.walk(node, id, leaves)
     return tuple(found)

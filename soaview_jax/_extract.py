@@ -40,12 +40,12 @@ def extract(view: View | Gather, start: jax.Array | None = None) -> jax.Array:
         if len(steps) == 1 and min(steps) > 0:
             # At once, so that nobody meets what lies between.
             last = int(numbers[-1]) + 1
-            block = lax.slice(leaf, (int(numbers[0]), first), (last, end), (*steps, 1))
+            matrix = lax.slice(leaf, (int(numbers[0]), first), (last, end), (*steps, 1))
         else:
-            block = lax.slice_in_dim(leaf, first, end, axis=1)
-            block = block.at[numbers].get(mode="promise_in_bounds")
-        block = block.reshape(*(span.components.shape[axis] for axis in axes), span.rows)
-        found.append(block.transpose(-1, *np.argsort(axes)))
+            matrix = lax.slice_in_dim(leaf, first, end, axis=1)
+            matrix = matrix.at[numbers].get(mode="promise_in_bounds")
+        matrix = matrix.reshape(*(span.components.shape[axis] for axis in axes), span.rows)
+        found.append(matrix.transpose(-1, *np.argsort(axes)))
     if isinstance(view, View):
         return jnp.broadcast_to(found[0], view.shape) if view.shape else found[0].reshape(())
     return jnp.concatenate([jnp.broadcast_to(f, (view.shape[0], *f.shape[1:])) for f in found], 1)
@@ -64,13 +64,13 @@ def insert(view: View | Gather, value: jax.Array, leaves: list[Any]) -> None:
             part = value[:, done : done + len(span.components)]
             done += len(span.components)
         axes, numbers = span.in_memory()
-        block = part.transpose(*(axis + 1 for axis in axes), 0).reshape(-1, span.rows)
+        matrix = part.transpose(*(axis + 1 for axis in axes), 0).reshape(-1, span.rows)
         order = np.argsort(numbers)
         if (np.diff(order) != 1).any():
-            block, numbers = block.at[order].get(mode="promise_in_bounds"), numbers[order]
+            matrix, numbers = matrix.at[order].get(mode="promise_in_bounds"), numbers[order]
         first = 0
         for stretch in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
-            rows = lax.slice_in_dim(block, first, first + len(stretch))
+            rows = lax.slice_in_dim(matrix, first, first + len(stretch))
             first += len(stretch)
             at = (int(stretch[0]), span.start)
             leaves[span.number] = lax.dynamic_update_slice(leaves[span.number], rows, at)

@@ -26,7 +26,7 @@ from soaview.adapter import (
 )
 
 from ._arrays import arrays, batch, check_width
-from ._callables import Function, Kept, split_arrays
+from ._callables import Function, FunctionCache, split_arrays
 from ._settings import INT32_MAX, NARROW, x64
 from ._write import Part, paired, store, targets_of
 
@@ -42,7 +42,7 @@ def forward(
 ) -> None:
     """Run a function on the columns of SoAs, and write its results into the columns of SoAs.
 
-    The function is compiled by `jax.jit`, together with the cutting of its arrays: for each layout,
+    The function is compiled by `jax.jit`, together with the taking of its arrays: for each layout,
     row count and batch size once. It gets the inputs' arrays one by one, in the order of the pairs
     and of their specs. Its results are one array, a tuple or list in the order of the outputs'
     specs, or a dict by the arrays' names. All of them are checked, and waited for, before any is
@@ -152,7 +152,7 @@ class _Call(NamedTuple):
     cast: str | None
 
 
-_COMPILED = Kept()
+_COMPILED = FunctionCache()
 """Of functions that are no pytrees."""
 
 

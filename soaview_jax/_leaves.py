@@ -92,8 +92,8 @@ class Leaves(Buffer):
         if shape is None:
             raise TypeError(f"{where} is {type(found).__name__}, and no array: it has no columns")
         if dtype == jax.dtypes.float0:
-            wide = run.dtype in ("float64", "complex128")
-            off = ", as 64-bit types were switched off" if wide else ""
+            has_64_bits = run.dtype in ("float64", "complex128")
+            off = ", as 64-bit types were switched off" if has_64_bits else ""
             raise TypeError(f"{where} is a gradient, and {run.dtype} has none{off}")
         if _is_deleted(found):
             raise RuntimeError(

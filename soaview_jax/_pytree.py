@@ -35,11 +35,15 @@ def leaves(soa: SoA) -> tuple[Any, ...]:
 Aux = tuple[Layout, int]
 
 
+_Known = tuple[bool | None, tuple[tuple[Any, ...], Aux]]
+"""Whether 64-bit types were switched on, or None where it does not matter; leaves and the rest."""
+
+
 def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     # This runs in every call of a jitted function.
-    known: Any = soa.adapter_cache.get("jax.tree")
+    known: _Known | None = soa.adapter_cache.get("jax.tree")
     if known is not None and (known[0] is None or known[0] is x64()):
-        return known[1]  # type: ignore[no-any-return]
+        return known[1]
     aux = (soa.layout, soa.rows)
     if soa.rows != soa.capacity:
         return _own_rows(soa), aux

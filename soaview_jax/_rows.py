@@ -89,7 +89,7 @@ def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> jax.Array:
 
 def _among(number: jax.Array, rows: int) -> jax.Array:
     """A traced integer of any type as one of those that count rows, between 0 and `rows`."""
-    last = min(rows, int(jnp.iinfo(number.dtype).max))  # type: ignore[no-untyped-call]
+    last = min(rows, int(np.iinfo(number.dtype).max))
     least, most = jnp.asarray(0, number.dtype), jnp.asarray(last, number.dtype)
     return lax.clamp(least, number, most).astype(jnp.int64 if x64() else jnp.int32)
 
