@@ -202,8 +202,11 @@ class HostBuffer(Buffer):
         return not self.root.flags.writeable
 
     def array(self, at: Strided) -> NDArray[Any]:
-        """The NumPy view of these elements."""
-        return host_array(self.root, at)
+        """The NumPy view of these elements; read-only, too, where all rows are one value."""
+        array = host_array(self.root, at)
+        if at.strides[:1] == (0,):
+            array.flags.writeable = False
+        return array
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self.root.__dlpack__(**kwargs)

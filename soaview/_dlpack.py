@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,6 +36,16 @@ _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 _MOST_AXES = 64
 
 
+class Producer(Protocol):
+    """What speaks DLPack: https://dmlc.github.io/dlpack/latest/python_spec.html."""
+
+    def __dlpack__(self, **options: Any) -> object:
+        """A capsule."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Device type and number."""
+
+
 class DeviceMemory(NamedTuple):
     """Where somebody's memory is.
 
@@ -58,7 +68,7 @@ class DeviceMemory(NamedTuple):
     number: int
     stream: int | None = None
     export: object = None
-    source: Any = None
+    source: Producer | None = None
     first: int = 0
     owner: object = None
 
@@ -102,7 +112,7 @@ _is_valid = ctypes.pythonapi.PyCapsule_IsValid
 _is_valid.restype, _is_valid.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
 
 
-def capsule_of(owner: Any) -> object:
+def capsule_of(owner: Producer) -> object:
     """The owner's DLPack capsule, without a stream: the default stream waits for the producer."""
     try:
         return owner.__dlpack__(max_version=(1, 0))

@@ -23,6 +23,7 @@ class Value:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"Value takes a scalar's name, got {self.name!r}")
+        object.__setattr__(self, "name", str.__str__(self.name))  # of a kind of strings, the plain
 
     def __repr__(self) -> str:
         return f"Value({self.name!r})"
@@ -65,6 +66,7 @@ class Spec(Mapping[str, Entry]):
                 raise TypeError(f"a tensor's name must be a string, got {name!r:.60}")
             if not name:
                 raise ValueError("a tensor's name must not be empty")
+            name = str.__str__(name)
             self._entries[name] = checked_entry(name, entry)
         self.key = repr([*self._entries.items()])
 
@@ -121,17 +123,19 @@ class Spec(Mapping[str, Entry]):
 
 
 def checked_entry(tensor: str, entry: Any) -> Entry:
-    """What makes a tensor, or an array where there is no tensor's name."""
+    """What makes a tensor, or an array that has no name; names in it as plain strings."""
     where = f"tensor {tensor!r}: " if tensor else ""
-    if isinstance(entry, (str, Value)):
+    if isinstance(entry, Value):
         return entry
+    if isinstance(entry, str):
+        return str.__str__(entry)
     if not isinstance(entry, (list, tuple)) or not all(isinstance(c, str) for c in entry):
         raise TypeError(
             f"{where}expected a column's name, a list of names or Value(name), got {entry!r:.200}"
         )
     if not entry:
         raise ValueError(f"{where}the list of columns is empty")
-    return tuple(entry)
+    return tuple(map(str.__str__, entry))
 
 
 def columns_of(entry: Entry) -> tuple[str, ...]:

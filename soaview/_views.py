@@ -127,10 +127,7 @@ class View:
 
     def numpy(self) -> NDArray[Any]:
         """The NumPy view. It is read-only where the memory is, and where rows share one value."""
-        array = self.buffer.array(self.strided)
-        if self.strides[:1] == (0,):
-            array.flags.writeable = False
-        return array
+        return self.buffer.array(self.strided)
 
     def __array__(
         self, dtype: np.dtype[Any] | None = None, copy: bool | None = None

@@ -131,7 +131,7 @@ def _overlaps(array: jax.Array, buffer: Buffer) -> bool:
             f"an array is spread over {len(array.devices())} devices; gather it with "
             f"jax.device_put(array, device) first"
         )
-    return overlaps(buffer, array.unsafe_buffer_pointer(), array.nbytes)
+    return overlaps(buffer.address, buffer.nbytes, array.unsafe_buffer_pointer(), array.nbytes)
 
 
 def check_array(where: str, array: object) -> None:

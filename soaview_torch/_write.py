@@ -9,7 +9,6 @@ import torch
 
 from soaview import SoA, Spec
 from soaview.adapter import (
-    Buffer,
     Described,
     Pairing,
     Target,
@@ -56,12 +55,12 @@ class Alias(NamedTuple):
     Attributes:
         tensor: the memory itself.
         memory: torch's import of it.
-        buffer: what was imported.
+        nbytes: of that.
     """
 
     tensor: torch.Tensor
     memory: Import
-    buffer: Buffer
+    nbytes: int
 
 
 class _Known(NamedTuple):
@@ -85,7 +84,7 @@ def targets_of(soa: SoA, spec: Spec) -> list[Target[Alias]]:
     found = writable_views(soa, spec)
     memory, targets = import_of(soa.buffer), []
     for view, parts in found:
-        aliases = [Alias(memory.alias(part.strided), memory, soa.buffer) for part in parts]
+        aliases = [Alias(memory.alias(part.strided), memory, soa.buffer.nbytes) for part in parts]
         kind = DTYPE[view.dtype_name], memory.base.device
         targets.append(Target(view.shape, *kind, aliases))
     return keep(soa, ("torch.write", spec.key), _Known(memory, targets)).targets
@@ -150,4 +149,4 @@ def _describe(where: str, tensor: object) -> Described:
 def _overlaps(tensor: torch.Tensor, part: Alias) -> bool:
     check_storage(tensor)
     storage = tensor.untyped_storage()
-    return overlaps(part.buffer, storage.data_ptr(), storage.nbytes())
+    return overlaps(part.memory.address, part.nbytes, storage.data_ptr(), storage.nbytes())

@@ -301,6 +301,8 @@ def test_views_speak_dlpack():
     assert (y.offset, y.byte_offset, y.address) == (69, 276, soa.buffer.address + 276)
     frozen = np.from_dlpack(views(LAYOUT.wrap(image(), ROWS), Spec(x="x"))[0])
     assert not frozen.flags.writeable
+    for entry in ("n", ["n"]):  # all rows of which are one value
+        assert not np.from_dlpack(views(soa, Spec(n=entry))[0]).flags.writeable
     assert repr(y) == "View('y', float32, shape=(28,), strides=(1,), offset=69, device='cpu')"
 
 

@@ -177,5 +177,7 @@ def test_specs_are_told_by_value():
         Spec(xy="Value('x')", c="c"),
         Spec({"xy', ('x', 'y')), ('c": "c"}),
     ]
+    assert Spec({np.str_("xy"): [np.str_("x"), "y"], "c": np.str_("c")}).key == key
+    assert Spec(n=Value(np.str_("n"))) == Spec(n=Value("n"))
     keys = [key, *(other.key for other in others)]
     assert len(set(keys)) == len(keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import soaview
 
+HERE = Path(__file__).parent
 ROOT = Path(soaview.__file__).parents[1]
 CORE = ROOT / "soaview"
 
@@ -143,6 +145,17 @@ def test_the_test_of_imports_can_fail(module, source):
     """Each way to import from above, or from oneself, is seen."""
     assert len(wrong_edges(module, source)) == 1
     assert wrong_edges(module, "import soaview._dtypes\nimport numpy") == []
+
+
+def test_the_document_has_the_ladder():
+    """`docs/architecture.md` lists the rooms in this order."""
+    text = (HERE.parent / "docs" / "architecture.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    listed = [name for row in rows for name in re.findall(r"`([\w.]+)`", row)]
+    rooms = [name for name in LADDER if name not in ("", "_sizeof", "__main__")]
+    assert [name for name in listed if name in rooms] == [
+        name for name in rooms if not name.startswith("adapter.")
+    ]
 
 
 @pytest.mark.parametrize("package", ["soaview", "soaview_torch", "soaview_jax"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from .._buffer import Buffer
 from .._soa import SoA
 from .._spec import Spec
 from .._views import Gather, View, views_or_gathers
@@ -89,9 +88,12 @@ def parts_of(target: Target[Part], tensor: Any) -> Iterator[tuple[Part, Any]]:
         yield part, tensor[:, number]
 
 
-def overlaps(buffer: Buffer, address: int, nbytes: int) -> bool:
-    """Whether so many bytes from an address on are among the buffer's.
+def overlaps(address: int, nbytes: int, other: int, other_nbytes: int) -> bool:
+    """Whether two pieces of memory, by address and size in bytes, have bytes in common.
 
     A tensor over the memory itself could be changed by the first write before it is read.
+
+    >>> overlaps(0, 128, 64, 128), overlaps(0, 128, 128, 128)
+    (True, False)
     """
-    return address < buffer.address + buffer.nbytes and buffer.address < address + nbytes
+    return address < other + other_nbytes and other < address + nbytes
