@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 import functools
 import gc
 import importlib
@@ -66,6 +67,10 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "aliasing: only for adapters whose tensors alias the SoA")
     config.addinivalue_line("markers", "x64: only for adapters with 64-bit types switched on")
     config.addinivalue_line("markers", "crash: in a process of its own, which could die")
+    config.addinivalue_line("markers", 'slow: left out by `-m "not slow"`, the loop while working')
+    config.addinivalue_line(
+        "markers", "slow_but_every(n): the same, but for each n-th of its cases"
+    )
     config.chosen_adapters = chosen(config)
     device = config.getoption("--device")
     try:
@@ -111,6 +116,34 @@ def pytest_generate_tests(metafunc):
         if metafunc.definition.get_closest_marker("x64"):
             names = [name for name in names if not name.endswith("x64-off")]
         metafunc.parametrize("adapter", names, indirect=True)
+
+
+def adapter_of(item):
+    return item.callspec.params.get("adapter", "") if hasattr(item, "callspec") else ""
+
+
+def stays(item):
+    """Of how many cases of its test one stays in the loop while working."""
+    marker = item.get_closest_marker("slow_but_every")
+    if marker:
+        return marker.args[0]
+    adapter = adapter_of(item)
+    if item.path.name != "test_conformance.py":
+        return 1
+    # XLA compiles for each of these.
+    compiled = "jit" in adapter or ("jax" in adapter and item.originalname == "test_forward")
+    return 9 if compiled else 1
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what is slow, where that is said of most cases of a test."""
+    found = collections.Counter()
+    for item in items:
+        each = item.path, item.originalname, adapter_of(item)
+        if found[each] % stays(item):
+            item.add_marker("slow")
+        found[each] += 1
 
 
 @pytest.fixture(autouse=True, scope="module")

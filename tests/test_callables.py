@@ -346,6 +346,7 @@ def test_wide_numbers_are_not_narrowed(dtype):
 # All of it at once
 
 
+@pytest.mark.slow
 def test_a_thousand_random_functions():
     """Equal, nested, made anew and gone again: every one gives its own results."""
     rng, pool = random.Random(5), []

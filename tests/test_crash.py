@@ -24,7 +24,7 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize(
         ("name", "framework"),
         [
-            (name, framework)
+            pytest.param(name, framework, marks=[] if framework == "numpy" else pytest.mark.slow)
             for name, (_, names, unguarded) in SCENARIOS.items()
             for framework in names
             if framework in chosen and (unguarded or not twins)

@@ -81,17 +81,20 @@ def dynamic(tensors):
     return tuple({0: counts[len(t)]} for t in tensors)
 
 
+@pytest.mark.slow_but_every(5)
 def test_script(example):
     """`torch.jit.script`."""
     check(example, torch.jit.script(networks(example)[0]))
 
 
+@pytest.mark.slow_but_every(5)
 def test_trace(example):
     """`torch.jit.trace`, with an example of another row count."""
     model = torch.jit.trace(networks(example)[0], tuple(given(example, 50)))
     check(example, model)
 
 
+@pytest.mark.slow_but_every(5)
 def test_export(example):
     """`torch.export`, with an example of another row count."""
     tensors = given(example, 50)
@@ -101,6 +104,7 @@ def test_export(example):
     check(example, program.module())
 
 
+@pytest.mark.slow_but_every(5)
 def test_compile(example):
     """`torch.compile`: other row counts and pitches are compiled for once, not again and again."""
     torch._dynamo.reset()
@@ -111,6 +115,7 @@ def test_compile(example):
     assert counter.frame_count <= 3  # of 82 calls
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compile_with_inductor(simple_net):
     """The same with torch's own code generator, whose kernels read the strides."""
@@ -140,6 +145,7 @@ def compare(example, model, package, rows, **options):
             np.testing.assert_allclose(soa["reco_pt"], wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", ["masked_net", "track_hit_deep_set"])
 def test_aot_inductor_package(name, monkeypatch, tmp_path):
@@ -153,6 +159,7 @@ def test_aot_inductor_package(name, monkeypatch, tmp_path):
     compare(example, model, package, (2, 33, 64, 777, 999, 1000, 1024))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_aot_inductor_package_of_fixed_strides(simple_net, tmp_path):
     """One made on copies takes copies; on views, with other strides, it is wrong."""
@@ -208,6 +215,7 @@ def test_autocast_and_bfloat16(simple_net):
     np.testing.assert_allclose(half["y"].astype("f4"), wanted, atol=0.02)
 
 
+@pytest.mark.slow_but_every(5)
 def test_jax_export(example):
     """`jax.export` with a symbolic row count, saved and loaded, run on SoAs of other counts."""
     _, function = networks(example)

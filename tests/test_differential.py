@@ -278,6 +278,7 @@ def compare(case, torch=TORCH, jax=JAX, jit=JIT):
         check(jit.tensors(soa, whole, padded=padded), same=check_jitted)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.data(), layouts(), row_counts, st.integers(0, 2**32 - 1))
 def test_all_agree(data, layout, capacity, seed):
@@ -334,6 +335,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow_but_every(4)
 @pytest.mark.parametrize(
     ("name", "way"), [*itertools.product(["torch", "jax"], WRONG), ("jit", "values")]
 )

@@ -9,6 +9,7 @@ from cases import padded_bytes
 from soaview import Column, Layout, Scalar, Spec, Value
 
 
+@pytest.mark.slow_but_every(5)
 @pytest.mark.aliasing
 @pytest.mark.x64
 @pytest.mark.parametrize(

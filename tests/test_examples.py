@@ -94,6 +94,7 @@ def track_hit_deep_set(w, tracks, hits):
     return {"reco_pt": 1 / (1 + np.exp(-last[:, 0]))}
 
 
+@pytest.mark.slow_but_every(7)
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, 33, 64])
 def test_torch_jax_and_numpy_agree(example, rows, batched):
@@ -113,6 +114,7 @@ def test_torch_jax_and_numpy_agree(example, rows, batched):
             assert not rows or found[name].any()
 
 
+@pytest.mark.slow
 def test_the_examples_run(run_python):
     """Each of them is a program, and says how far the frameworks are apart."""
     lines = "import runpy, sys; sys.path.insert(0, sys.argv[1])\nfor name in sys.argv[2:]: "

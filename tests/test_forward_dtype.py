@@ -44,6 +44,7 @@ def names_of(given):
     return [str(x.dtype).removeprefix("torch.") for x in given]
 
 
+@pytest.mark.slow_but_every(5)
 @pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize(
     "dtype",

@@ -348,6 +348,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow_but_every(6)
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_refusals_take_time_in_proportion(refusal):
     """Ten times as many fields take some ten times as long to refuse, not a hundred times."""

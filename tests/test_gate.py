@@ -42,6 +42,7 @@ EDGES += [2**31, 2**32, 2**53, *(2**n + d for n in (61, 62, 63, 64) for d in (-1
 number = st.one_of(st.integers(0, 20), st.sampled_from(EDGES))
 
 
+@pytest.mark.slow
 @settings(max_examples=10 * settings.default.max_examples, deadline=None)
 @given(st.data())
 def test_the_gate_agrees_with_an_oracle(data):

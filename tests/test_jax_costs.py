@@ -33,6 +33,7 @@ def torn(soa, number, spec, copy):
     return bool((np.asarray(t) != number).any())
 
 
+@pytest.mark.slow_but_every(5)
 @pytest.mark.parametrize("nbytes", [64, 1 << 10, 1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22])
 @pytest.mark.parametrize("start", [0, 16])
 def test_copies_are_finished(nbytes, start):

@@ -17,6 +17,7 @@ NEEDS = ["jit"]
 # update
 
 
+@pytest.mark.slow_but_every(7)
 @one_by_one
 @pytest.mark.parametrize("jitted", [True, False])
 def test_update(case, jitted):
@@ -78,6 +79,7 @@ CHANGES = {"x": Spec(t="x"), "b": Spec(t="b"), "h": Spec(t="h"), "i": Spec(t="i"
 CHANGES |= {"n": Spec(t=Value("n")), "s": Spec(t=Value("t"))}
 
 
+@pytest.mark.slow_but_every(7)
 @pytest.mark.parametrize("name", [*CHANGES, "d", "w"])
 @pytest.mark.parametrize("jitted", ["jit", "donated", "vmap", "eagerly"])
 def test_padding_is_no_value(name, jitted):
@@ -241,6 +243,7 @@ def test_an_eager_update_is_a_snapshot(way):
     assert made[Value("n")] == n
 
 
+@pytest.mark.slow_but_every(5)
 @pytest.mark.parametrize("way", ways_into_jax(filled(32)))
 @pytest.mark.parametrize("wide", [False, True])
 def test_an_eager_update_is_an_argument_like_any(way, wide):
@@ -266,6 +269,7 @@ def test_an_eager_update_does_not_alias_what_it_was_given():
     assert not made["x"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["itself", "device_put"])
 def test_an_eager_update_is_finished(way):
     """Every leaf is there when it returns, also those that come of an array that is not yet."""

@@ -62,6 +62,7 @@ def delete(kinds, names):
     assert gone() is None or places.soon(lambda: gone() is None), names
 
 
+@pytest.mark.slow
 @pytest.mark.aliasing
 @pytest.mark.x64
 def test_every_order_of_deletion(adapter):
@@ -88,6 +89,7 @@ def test_a_wrong_lifetime_is_seen(wrong, monkeypatch):
         delete({"wrong": (make, np.asarray)}, ["wrong"])
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_threads(adapter):
     """Eight threads take tensors at once, half of them of one SoA: all right, all let go."""
@@ -127,6 +129,7 @@ def test_threads(adapter):
     assert places.soon(lambda: gone() is None)
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_nothing_leaks(adapter, request, run_python):
     """Views, new SoAs, views without rows and refusals leave no memory behind."""
@@ -140,6 +143,7 @@ def test_nothing_leaks(adapter, request, run_python):
         assert kilobytes < 1024, grown
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_a_leak_is_seen(adapter, request, run_python):
     """Memory that stays behind for each view fails the test above, in a tenth of its calls."""

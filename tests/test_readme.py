@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 NEEDS = ["torch", "jax"]
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +48,7 @@ def test_the_readme_begins_with_code():
     assert any("## The memory" in line for line in lines[code_ends : code_ends + 15])
 
 
+@pytest.mark.slow
 def test_the_two_commands_of_the_readme(run_python):
     """Both commands install what they run, in one line; the first one's job runs here."""
     first, second = (shlex.split(command) for command in COMMANDS[:2])

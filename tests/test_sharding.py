@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -52,29 +53,56 @@ def test_rows_are_split_and_scalars_are_everywhere(sharding):
         np.testing.assert_array_equal(leaf, one)
 
 
+def is_split(entry):
+    return not isinstance(entry, Value) and any(name in "xyzuvmk" for name in entry)
+
+
+def is_uneven(sharding, rows, entry):
+    return bool(explicit(sharding) and rows % 8 and is_split(entry))
+
+
+def is_unjoined(sharding, rows, entry):
+    """JAX does not join what is split and what is not, and says so."""
+    return bool(explicit(sharding) and rows and entry == ["x", "n"])
+
+
+@functools.cache
+def taken(sharding, rows, uneven):
+    """By the name of each entry its array, with padding where rows are uneven: compiled as one."""
+    spec = Spec(
+        {
+            str(entry): entry
+            for entry in ENTRIES
+            if is_uneven(sharding, rows, entry) == uneven and not is_unjoined(sharding, rows, entry)
+        }
+    )
+    placed = to(wrapped(LAYOUT, rows)[0], sharding)
+    found = jax.jit(lambda s: arrays(s, spec, padded=uneven))(placed)
+    return dict(zip(spec, found, strict=True))
+
+
+@pytest.mark.slow_but_every(23)
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 33, 1000])
 def test_jit_under_the_mesh(sharding, entry, rows):
     """Jitted functions give the same values over the mesh, for even and uneven row counts."""
     soa, expected = wrapped(LAYOUT, rows)
-    placed, spec = to(soa, sharding), Spec(t=entry)
-    wanted = read(entry, expected, rows)
-    split = not isinstance(entry, Value) and any(name in "xyzuvmk" for name in entry)
-    if explicit(sharding) and rows % 8 and split:
+    uneven = is_uneven(sharding, rows, entry)
+    if uneven:
+        placed = to(soa, sharding)
         with pytest.raises(ValueError, match=f"{rows} rows do not split evenly over 8 devices"):
-            jax.jit(lambda s: arrays(s, spec))(placed)
-        if entry != ["x", "n"]:
-            [t] = jax.jit(lambda s: arrays(s, spec, padded=True))(placed)
-            np.testing.assert_array_equal(np.asarray(t)[:rows], wanted)
+            jax.jit(lambda s: arrays(s, Spec(t=entry)))(placed)
+    if is_unjoined(sharding, rows, entry):
         return
-    if explicit(sharding) and rows and entry == ["x", "n"]:
-        return  # JAX does not join what is split and what is not, and says so
-    [t] = jax.jit(lambda s: arrays(s, spec))(placed)
-    np.testing.assert_array_equal(t, wanted)
-    if t.size and split:
+    t = taken(sharding, rows, uneven)[str(entry)]
+    np.testing.assert_array_equal(
+        np.asarray(t)[:rows] if uneven else t, read(entry, expected, rows)
+    )
+    if t.size and is_split(entry) and not uneven:
         assert len(t.devices()) == 8
 
 
+@pytest.mark.slow_but_every(6)
 @pytest.mark.parametrize("entry", ["x", "u", "m", ["x", "z"], ["x", "y"], Value("n")], ids=str)
 def test_update_under_the_mesh(sharding, entry):
     """An updated SoA is split as it was, and comes to the host with `jax.device_get`."""
@@ -107,6 +135,7 @@ def test_64_bit_columns_are_carried(sharding):
     assert host[Value("w")] == -1
 
 
+@pytest.mark.slow_but_every(9)
 @pytest.mark.parametrize("name", ["x", "b", "n"])
 @pytest.mark.parametrize("rows", [1000, 1024, 40])
 def test_padding_is_no_value_under_the_mesh(sharding, name, rows):
@@ -176,6 +205,7 @@ def test_arrays_over_two_devices():
     assert len(xy.devices()) == 2
 
 
+@pytest.mark.slow
 def test_op_by_op_under_the_mesh(sharding):
     """Where JAX runs a function as it is, its arrays are split as the SoA is."""
     soa, expected = wrapped(LAYOUT, 1000)
@@ -213,6 +243,7 @@ def test_copies_of_what_is_split_are_independent(sharding, monkeypatch):
     assert not any(x.any() for x in found)
 
 
+@pytest.mark.slow_but_every(10)
 @pytest.mark.parametrize("alignment", [4, 64, 128, 1024])
 @pytest.mark.parametrize("parts", [2, 3, 5, 7, 8])
 @pytest.mark.parametrize("kind", ["auto", "explicit"])

@@ -140,6 +140,7 @@ def runs(run_python):
     return dict(zip(WRONG, printed, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda cls: cls.__name__)
 def test_wrong_adapters_fail(runs, wrong):
     """An adapter that copies, shifts, widens, forgets or hurries fails the test made for that."""
@@ -149,6 +150,7 @@ def test_wrong_adapters_fail(runs, wrong):
     assert "error" not in summary
 
 
+@pytest.mark.slow
 def test_an_adapter_of_ones_own(run_python, tmp_path):
     """A third party runs the suite on an adapter in a module of its own."""
     (tmp_path / "own.py").write_text(
@@ -189,6 +191,7 @@ def test_a_wrong_layout_fails(shift, monkeypatch):
             assert image.layout.offset(name, image.rows) != where["offset"]
 
 
+@pytest.mark.slow
 def test_a_device_that_is_absent(run_python):
     """Asking for a device that is not there is an error, and no skip."""
     arguments = ["-q", "-p", "no:cacheprovider", "--device", "cuda:77", "--adapter", "torch"]

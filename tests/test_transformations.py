@@ -50,6 +50,7 @@ RERUN = {
 }
 
 
+@pytest.mark.slow_but_every(15)
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("how", RERUN)
 @pytest.mark.parametrize("part", [slice(None), slice(3, 36)], ids=["whole", "slice"])
@@ -84,6 +85,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.slow_but_every(4)
 @pytest.mark.parametrize("how", TRANSFORMS)
 @pytest.mark.parametrize("entry", [["x"], ["x", "x"]], ids=str)
 def test_a_nan_is_found_where_it_is(how, entry):
@@ -250,9 +252,13 @@ def test_gradients_of_every_kind_of_entry():
     """Views, gathers, broadcasts and padding transpose to sums over where each value went."""
     layout = Layout([f for f in layout_of("float32", "int8").fields if f.dtype == "float32"])
     soa, _ = wrapped(layout, 33)
-    for entry in [c.entry for c in CASES if c.dtype == "float32"] + [list(e) for e in SCATTERED]:
-        entry = list(entry) if isinstance(entry, tuple) else entry
-        found = jax.grad(lambda s, e=entry: (arrays(s, Spec(t=e))[0] * 2).sum())(soa)
+    entries = [c.entry for c in CASES if c.dtype == "float32"] + [list(e) for e in SCATTERED]
+
+    @jax.jit  # all of them at once, for each would be compiled operation by operation
+    def gradients(soa):
+        return [jax.grad(lambda s, e=e: (arrays(s, Spec(t=e))[0] * 2).sum())(soa) for e in entries]
+
+    for entry, found in zip(entries, gradients(soa), strict=True):
         names = [entry.name] if isinstance(entry, Value) else entry
         names = [names] if isinstance(names, str) else names
         for name in layout.starts:

@@ -91,6 +91,7 @@ WORKERS = """if True:
 """
 
 
+@pytest.mark.slow
 def test_workers_that_send_views_send_the_whole_soa(run_python):
     """In 80 batches of tensors the SoA arrives 80 times; in 80 of slices, once."""
     tensors, slices = (
