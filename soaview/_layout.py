@@ -54,7 +54,7 @@ class Layout(Mapping[str, Column | Scalar]):
     # `sizes`: counted in units of `alignment` bytes it is (constant, units of sizes[0], ...).
     sizes: tuple[int, ...]
     starts: dict[str, tuple[int, ...]]
-    _end: tuple[int, tuple[tuple[int, int], ...]]  # bytes of scalars; of columns, number and size
+    _total: Callable[[int], int]  # bytes of the whole buffer at a row count
     _by_name: dict[str, Column | Scalar]
     _hash: int
     plans: dict[Hashable, Any]  # what rooms above have compiled for this layout
@@ -75,7 +75,7 @@ class Layout(Mapping[str, Column | Scalar]):
         freeze(self, fields=fields, alignment=alignment, sizes=sizes, starts=starts)
         freeze(
             self,
-            _end=(position[0] * alignment, columns),
+            _total=_total_of(position[0] * alignment, columns, alignment),
             _by_name={f.name: f for f in fields},
             _hash=hash((fields, alignment)),
             plans={},
@@ -140,13 +140,6 @@ class Layout(Mapping[str, Column | Scalar]):
         """What `offset` would be with another alignment, of arguments that are sound."""
         units = (1, *(-(-rows * size // alignment) for size in self.sizes))
         return alignment * sum(n * u for n, u in zip(self.starts[name], units, strict=True))
-
-    def _total(self, rows: int) -> int:
-        total, columns = self._end
-        alignment = self.alignment
-        for count, size in columns:
-            total += count * (rows * size + alignment - 1 & -alignment)  # a power of two
-        return total
 
     def pitch(self, name: str, rows: int) -> int:
         """Bytes from one component of column `name` to its next; of a scalar, its padded size."""
@@ -387,3 +380,20 @@ class Layout(Mapping[str, Column | Scalar]):
         from ._pack import pack
 
         return pack(self, arrays, rows)
+
+
+def _total_of(
+    scalars: int, columns: tuple[tuple[int, int], ...], alignment: int
+) -> Callable[[int], int]:
+    """Bytes at a row count: those of scalars, and of so many components of each item size.
+
+    An event loop asks for a new row count every time, and most layouts have one or two sizes.
+    """
+    up, mask = alignment - 1, -alignment  # for the alignment is a power of two
+    if len(columns) == 1:
+        [(n, size)] = columns
+        return lambda rows: scalars + n * (rows * size + up & mask)
+    if len(columns) == 2:
+        (n, size), (m, other) = columns
+        return lambda rows: scalars + n * (rows * size + up & mask) + m * (rows * other + up & mask)
+    return lambda rows: scalars + sum([n * (rows * size + up & mask) for n, size in columns])

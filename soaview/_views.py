@@ -74,7 +74,8 @@ class View:
                 f"tensor {self.name!r}: no dtype {self.dtype_name!r} of {self.itemsize!r} bytes; "
                 f"known are {', '.join(f'{name} ({size})' for name, size in ITEMSIZE.items())}"
             )
-        check_bounds([self.strided], self.buffer.nbytes)
+        at = (self.name, self.dtype_name, self.itemsize, self.shape, self.strides, self.offset)
+        check_bounds([at], self.buffer.nbytes)
 
     @property
     def strided(self) -> Strided:

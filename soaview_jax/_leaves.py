@@ -127,7 +127,7 @@ class Leaves(Buffer):
     def copies(self) -> list[Any]:
         """The leaves in memory of their own, without padding, finished."""
         found: list[Any] = []
-        native = self.native()
+        _, native = self.native()
         with jax.ensure_compile_time_eval(), jax.enable_x64(True), as_it_is():
             for number, leaf in enumerate(native):
                 if getattr(leaf, "dtype", None) != jax.dtypes.float0:
@@ -136,16 +136,20 @@ class Leaves(Buffer):
                 found.append(leaf)
         return found
 
-    def native(self) -> list[Any]:
-        """The leaves; those of NumPy with 64 bits as JAX takes them, by what it has switched on."""
-        found = []
+    def native(self) -> tuple[bool | None, list[Any]]:
+        """The leaves; those of NumPy with 64 bits as JAX takes them, by what it has switched on.
+
+        Before them, whether 64-bit types are switched on; None where that does not matter.
+        """
+        mode, found = None, []
         for run, leaf in zip(runs(self.layout, self.rows), self.leaves, strict=True):
-            if run.dtype in NARROW and isinstance(leaf, np.ndarray):
+            if run.dtype in NARROW:
+                mode = x64()
                 forms = (run.shape, numpy_dtype(run.dtype)), bits_of(run)
-                if (leaf.shape, leaf.dtype) in forms:
-                    leaf = leaf.view(forms[not x64()][1])
+                if isinstance(leaf, np.ndarray) and (leaf.shape, leaf.dtype) in forms:
+                    leaf = leaf.view(forms[not mode][1])
             found.append(leaf)
-        return found
+        return mode, found
 
     def without_padding(self, number: int, leaf: Any) -> Any:
         """A leaf of this run, with zeros where it has no rows, whatever was there."""

@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import DictKey
 
 from soaview import Blocks, Layout, SoA, SoABlocks, View
-from soaview.adapter import ITEMSIZE, Buffer, Run, Strided, host_array, keep, runs
+from soaview.adapter import ITEMSIZE, Buffer, keep, numpy_dtype, runs
 
 from ._leaves import Leaves, bits_of, name_of
 from ._settings import NARROW, x64
@@ -47,28 +47,33 @@ def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     aux = (soa.layout, soa.rows)
     if soa.rows != soa.capacity:
         return _own_rows(soa), aux
-    found, mode, buffer = [], None, soa.buffer
+    buffer = soa.buffer
     if isinstance(buffer, Leaves):
-        found = buffer.native()
+        mode, found = buffer.native()
     else:
-        found = [_run_of(buffer, run) for run in runs(*aux)]
-    if any(run.dtype in NARROW for run in runs(*aux)):
-        mode = x64()
-    if buffer.on_host or buffer.piecewise:  # what is imported from a device may be donated
-        keep(soa, "jax.tree", (mode, (tuple(found), aux)))
-    return tuple(found), aux
+        mode, found = None, []
+        memory = buffer.root if buffer.on_host else None
+        for run in runs(*aux):
+            shape, dtype = run.shape, run.dtype
+            if dtype in NARROW:
+                mode = x64()
+                if not mode:
+                    (shape, _), dtype = bits_of(run), "uint32"
+            if memory is not None:
+                found.append(np.ndarray(shape, numpy_dtype(dtype), memory, run.offset))
+            else:
+                found.append(_run_of_a_device(buffer, name_of(run), dtype, shape, run.offset))
+        if memory is None:  # what is imported from a device may be donated
+            return tuple(found), aux
+    return keep(soa, "jax.tree", (mode, (tuple(found), aux)))[1]
 
 
-def _run_of(buffer: Buffer, run: Run) -> Any:
-    """A run's matrix over the memory itself."""
-    shape, dtype = run.shape, run.dtype
-    if dtype in NARROW and not x64():
-        shape, dtype = bits_of(run)[0], "uint32"
+def _run_of_a_device(
+    buffer: Buffer, name: str, dtype: str, shape: tuple[int, int], first: int
+) -> jax.Array:
+    """A matrix over the memory itself, from a byte on."""
     size = ITEMSIZE[dtype]
-    at = Strided(name_of(run), dtype, size, shape, (shape[1], 1), run.offset // size)
-    if buffer.on_host:
-        return host_array(buffer.root, at)
-    return imported(View(*at, buffer), copy=None)
+    return imported(View(name, dtype, size, shape, (shape[1], 1), first // size, buffer), copy=None)
 
 
 def imported(view: View, *, copy: bool | None) -> jax.Array:

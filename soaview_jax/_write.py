@@ -55,8 +55,8 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
     store(paired(soa, spec, targets_of(soa, spec), arrays))
 
 
-Part = tuple[Buffer, Strided, NDArray[Any] | None]
-"""Memory that an array, or a column of it, is written into; on the host as NumPy has it, too."""
+Part = tuple[Strided, NDArray[Any] | None]
+"""Where an array, or a column of it, is written; on the host as NumPy has it, too."""
 
 
 def targets_of(soa: SoA, spec: Spec) -> list[Target[Part]]:
@@ -71,11 +71,11 @@ def targets_of(soa: SoA, spec: Spec) -> list[Target[Part]]:
     _check_real("the SoA", isinstance(leaves, Leaves) and leaves.traced)
     found = writable_views(soa, spec)
     targets: list[Target[Part]] = []
+    on_host = soa.buffer.on_host
     for view, views in found:
-        parts: list[Part] = [
-            (v.buffer, v.strided, v.numpy() if v.buffer.on_host else None) for v in views
-        ]
-        targets.append(Target(view.shape, numpy_dtype(view.dtype_name), soa.device, parts))
+        parts: list[Part] = [(v.strided, v.numpy() if on_host else None) for v in views]
+        kind = numpy_dtype(view.dtype_name), soa.device
+        targets.append(Target(view.shape, *kind, parts, soa.buffer))
     return keep(soa, ("jax.write", spec.key), targets)
 
 
@@ -99,14 +99,14 @@ def _fits(target: Target[Part], array: jax.Array) -> bool:
 def store(found: Pairing[Part]) -> None:
     """Write arrays that fit, all to one device, once all of them are there."""
     # What comes from the memory itself could be changed by the first write before it is read.
-    written = {id(part[0]): part[0] for target, _ in found for part in target.parts}.values()
+    written: list[Buffer] = [*{id(target.memory): target.memory for target, _ in found}.values()]
     if all(buffer.on_host for buffer in written):
         values = [np.asarray(array) for _, array in found]
         for number, value in enumerate(values):
             if any(np.may_share_memory(value, buffer.root) for buffer in written):
                 values[number] = value.copy()
         for (target, _), value in zip(found, values, strict=True):
-            for (_, _, memory), piece in parts_of(target, value):
+            for (_, memory), piece in parts_of(target, value):
                 assert memory is not None
                 memory[...] = piece
         return
@@ -117,9 +117,9 @@ def store(found: Pairing[Part]) -> None:
         ]
         arrays = [array.block_until_ready() for array in arrays]
         writes = [
-            buffer.filling(at, piece)
+            target.memory.filling(at, piece)
             for (target, _), array in zip(found, arrays, strict=True)
-            for (buffer, at, _), piece in parts_of(target, array)
+            for (at, _), piece in parts_of(target, array)
         ]
         for fill in writes:
             fill()

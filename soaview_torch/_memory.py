@@ -23,18 +23,20 @@ class Import(dict[str, torch.Tensor]):
     Attributes:
         base: the one that was imported; the others are its views.
         address: where its storage was then.
+        nbytes: how many bytes it has.
         root: the host's memory, whose read-only flag may be set later; None where none can be.
         wait: lets torch's current stream wait for the producer; None where nothing has to be.
         later: what has taken its place; see `import_of`.
     """
 
-    __slots__ = ("address", "base", "later", "root", "wait")
+    __slots__ = ("address", "base", "later", "nbytes", "root", "wait")
 
     address: int
     base: torch.Tensor
     wait: Callable[[], object] | None
 
-    def __init__(self, flat: torch.Tensor, root: NDArray[Any] | None = None) -> None:
+    def __init__(self, flat: torch.Tensor, nbytes: int, root: NDArray[Any] | None = None) -> None:
+        self.nbytes = nbytes
         self.wait = None
         self.root = root
         self.later: list[Import] = []
@@ -78,7 +80,7 @@ class Import(dict[str, torch.Tensor]):
     def _detached(self) -> Import:
         found = Import.__new__(Import)
         found.address, found.wait, found.root, found.later = self.address, self.wait, self.root, []
-        found.base = self.base.detach()
+        found.base, found.nbytes = self.base.detach(), self.nbytes
         found.update({dtype: flat.detach() for dtype, flat in tuple(self.items())})
         return found
 
@@ -118,14 +120,14 @@ def import_of(buffer: Buffer, key: str = "torch") -> Import:
 def to_read(buffer: Buffer, key: str = "torch") -> Import:
     """As `import_of`, also of memory of the host that is read-only: for reading, and no more."""
     if buffer.readonly and buffer.on_host:
-        return Import(torch.from_numpy(buffer.unguarded))
+        return Import(torch.from_numpy(buffer.unguarded), buffer.nbytes)
     return import_of(buffer, key)
 
 
 def _imported(buffer: Buffer) -> Import:
     if buffer.on_host:
-        return Import(torch.from_numpy(buffer.words), buffer.root)
-    found = Import(buffer.bytes_in("torch"))
+        return Import(torch.from_numpy(buffer.words), buffer.nbytes, buffer.root)
+    found = Import(buffer.bytes_in("torch"), buffer.nbytes)
     buffer.check_imported(found.address)
     found.wait = buffer.waiter("torch", found.base.device)
     return found

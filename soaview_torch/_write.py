@@ -49,28 +49,14 @@ def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
     store(paired(soa, spec, targets_of(soa, spec), tensors))
 
 
-class Alias(NamedTuple):
-    """Memory that a tensor, or one of its columns, is written into.
-
-    Attributes:
-        tensor: the memory itself.
-        memory: torch's import of it.
-        nbytes: of that.
-    """
-
-    tensor: torch.Tensor
-    memory: Import
-    nbytes: int
-
-
 class _Known(NamedTuple):
     """What writes into an SoA again and again: targets, and the memory that they are of."""
 
     memory: Import
-    targets: list[Target[Alias]]
+    targets: list[Target[torch.Tensor]]
 
 
-def targets_of(soa: SoA, spec: Spec) -> list[Target[Alias]]:
+def targets_of(soa: SoA, spec: Spec) -> list[Target[torch.Tensor]]:
     """Where the spec's tensors are written."""
     try:
         known: _Known | None = soa.adapter_cache.get(("torch.write", spec.key))
@@ -84,41 +70,41 @@ def targets_of(soa: SoA, spec: Spec) -> list[Target[Alias]]:
     found = writable_views(soa, spec)
     memory, targets = import_of(soa.buffer), []
     for view, parts in found:
-        aliases = [Alias(memory.alias(part.strided), memory, soa.buffer.nbytes) for part in parts]
+        aliases = [memory.alias(part.strided) for part in parts]
         kind = DTYPE[view.dtype_name], memory.base.device
-        targets.append(Target(view.shape, *kind, aliases))
+        targets.append(Target(view.shape, *kind, aliases, memory))
     return keep(soa, ("torch.write", spec.key), _Known(memory, targets)).targets
 
 
 def paired(
-    soa: SoA, spec: Spec, targets: list[Target[Alias]], tensors: Sequence[torch.Tensor]
-) -> Pairing[Alias]:
+    soa: SoA, spec: Spec, targets: list[Target[torch.Tensor]], tensors: Sequence[torch.Tensor]
+) -> Pairing[torch.Tensor]:
     """Each tensor with its target, if all of them fit."""
     return pair(soa, spec, targets, tensors, fits=_fits, describe=_describe)
 
 
 @torch.inference_mode()
-def store(found: Pairing[Alias]) -> None:
+def store(found: Pairing[torch.Tensor]) -> None:
     """Write tensors that fit, without the graphs and tangents that they bring."""
-    written = {id(part.memory): part for target, _ in found for part in target.parts}.values()
-    if any(part.memory.moved for part in written):
+    memories: list[Import] = [*{id(target.memory): target.memory for target, _ in found}.values()]
+    if any([memory.moved for memory in memories]):
         raise RuntimeError(
             "the SoA's memory was moved away meanwhile, by share_memory_ of one of its tensors: "
             "nothing was written"
         )
     # A tensor over the memory itself could be changed by the first write before it is read.
     values = [
-        value.clone() if any(_overlaps(value, part) for part in written) else value
+        value.clone() if any([_overlaps(value, memory) for memory in memories]) else value
         for _, value in found
     ]
     for (target, _), value in zip(found, values, strict=True):
+        if target.memory.wait is not None:
+            target.memory.wait()
         for part, piece in parts_of(target, value):
-            if part.memory.wait is not None:
-                part.memory.wait()
-            part.tensor.copy_(piece)
+            part.copy_(piece)
 
 
-def _fits(target: Target[Alias], tensor: torch.Tensor) -> bool:
+def _fits(target: Target[torch.Tensor], tensor: torch.Tensor) -> bool:
     return (
         isinstance(tensor, torch.Tensor)
         and is_plain(tensor)
@@ -146,7 +132,7 @@ def _describe(where: str, tensor: object) -> Described:
     return tuple(tensor.shape), NAME.get(tensor.dtype, str(tensor.dtype)), device
 
 
-def _overlaps(tensor: torch.Tensor, part: Alias) -> bool:
+def _overlaps(tensor: torch.Tensor, memory: Import) -> bool:
     check_storage(tensor)
     storage = tensor.untyped_storage()
-    return overlaps(part.memory.address, part.nbytes, storage.data_ptr(), storage.nbytes())
+    return overlaps(memory.address, memory.nbytes, storage.data_ptr(), storage.nbytes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .._soa import SoA
@@ -24,12 +24,14 @@ class Target(NamedTuple, Generic[Part]):
         shape: that it must have.
         dtype, device: likewise, as the framework itself has them.
         parts: of the memory: one, or one for each column where these have no common distance.
+        memory: that the parts are of, as the adapter has it, if it wants to know.
     """
 
     shape: tuple[int, ...]
     dtype: Any
     device: Any
     parts: list[Part]
+    memory: Any = None
 
 
 Pairing = list[tuple[Target[Part], Any]]
@@ -79,13 +81,12 @@ def pair(
     return list(zip(targets, tensors, strict=True))
 
 
-def parts_of(target: Target[Part], tensor: Any) -> Iterator[tuple[Part, Any]]:
+def parts_of(target: Target[Part], tensor: Any) -> list[tuple[Part, Any]]:
     """Each part of a target, with the piece of the tensor that goes there."""
-    if len(target.parts) == 1:
-        yield target.parts[0], tensor
-        return
-    for number, part in enumerate(target.parts):
-        yield part, tensor[:, number]
+    parts = target.parts
+    if len(parts) == 1:
+        return [(parts[0], tensor)]
+    return [(part, tensor[:, number]) for number, part in enumerate(parts)]
 
 
 def overlaps(address: int, nbytes: int, other: int, other_nbytes: int) -> bool:
