@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import places
-from cases import ROWS
+from cases import ROWS, list_of
 
 from soaview import SoA, Spec, View, views
 from soaview.adapter import Target, check_copy, pair, parts_of, writable_views
@@ -330,4 +330,4 @@ def load(name: str) -> Any:
 
 
 def spec_of(entry: Any) -> Spec:
-    return Spec({"t": list(entry) if isinstance(entry, tuple) else entry})
+    return Spec({"t": list_of(entry)})

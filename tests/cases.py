@@ -196,6 +196,26 @@ def read(entry: Any, expected: dict[str, np.ndarray], rows: int) -> np.ndarray:
     return np.stack([read(name, expected, rows) for name in entry], axis=1)
 
 
+def column_offset(layout: Layout, name: str, rows: int) -> int:
+    """Byte at which a field starts, counted along the layout."""
+    offset = 0
+    for f in layout.fields:
+        if f.name == name:
+            return offset
+        size = -(-(rows if f.per_row else 1) * f.itemsize // 128) * 128
+        offset += size * f.components
+    raise AssertionError(name)
+
+
+def first_name(entry: Any) -> str:
+    return entry.name if isinstance(entry, Value) else entry if isinstance(entry, str) else entry[0]
+
+
+def list_of(entry: Any) -> Any:
+    """As a spec takes it; in a dictionary's keys lists are tuples."""
+    return list(entry) if isinstance(entry, tuple) else entry
+
+
 def wrapped(layout: Layout, rows: int) -> tuple[SoA, dict[str, np.ndarray]]:
     memory, expected = filled(layout, rows)
     return places.under_test.wrap(layout, memory, rows), expected

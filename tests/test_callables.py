@@ -186,6 +186,7 @@ def test_bound_methods_are_told_by_object_and_function():
     assert len(traced) == 3
 
 
+@pytest.mark.slow
 def test_what_was_compiled_goes_with_the_function():
     """When an object goes, nothing is left of what was compiled for it and its methods."""
     before = len(_COMPILED._found)
@@ -298,6 +299,7 @@ NUMBERS = {
 }
 
 
+@pytest.mark.slow_but_every(5)
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("static", [False, True])
 def test_numbers_are_told_by_type_and_bits(name, static):

@@ -8,7 +8,19 @@ import numpy as np
 import places
 import pytest
 from adapters import spec_of
-from cases import CASES, IMAGES, SCATTERED, filled, layout_of, padded_rows, read, wrapped
+from cases import (
+    CASES,
+    IMAGES,
+    SCATTERED,
+    column_offset,
+    filled,
+    first_name,
+    layout_of,
+    list_of,
+    padded_rows,
+    read,
+    wrapped,
+)
 
 from soaview import Column, Layout, Spec, Value, views
 
@@ -62,21 +74,6 @@ def check_strides(adapter, tensor, expected):
     got = adapter.strides(tensor)
     assert len(got) == len(expected)
     assert 0 in tensor.shape or all(a is None or a == b for a, b in zip(got, expected, strict=True))
-
-
-def column_offset(layout, name, rows):
-    """Byte at which a field starts, counted along the layout."""
-    offset = 0
-    for f in layout.fields:
-        if f.name == name:
-            return offset
-        size = -(-(rows if f.per_row else 1) * f.itemsize // 128) * 128
-        offset += size * f.components
-    raise AssertionError(name)
-
-
-def first_name(entry):
-    return entry.name if isinstance(entry, Value) else entry if isinstance(entry, str) else entry[0]
 
 
 @case_by_case
@@ -264,10 +261,6 @@ def test_order_and_reorder(adapter):
         assert len(found) == len(names)
         for name, tensor in zip(names, found, strict=True):
             check(adapter, tensor, read(list_of(spec[name]), expected, 32), "float32")
-
-
-def list_of(entry):
-    return list(entry) if isinstance(entry, tuple) else entry
 
 
 def test_the_empty_spec(adapter):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from adapters import Jax32Adapter, JaxAdapter, JitAdapter, TorchAdapter
-from cases import DTYPES
+from cases import DTYPES, first_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -347,10 +347,6 @@ def test_what_is_wrong_is_seen(name, way):
     wrong = WRONG[way]({"torch": TORCH, "jax": JAX, "jit": JIT}[name])
     with pytest.raises(AssertionError):
         compare(case, **{name: wrong})
-
-
-def first_name(entry):
-    return entry.name if isinstance(entry, Value) else entry if isinstance(entry, str) else entry[0]
 
 
 def bytes_for(layout, rows, seed, shift):

@@ -398,6 +398,7 @@ def test_segments_inside_jit(soa):
     assert len(traced) == 1
 
 
+@pytest.mark.slow_but_every(5)
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int32"])
 def test_small_integers_inside_jit(dtype):
     """Sums of counts are not counted in the counts' own type, nor rows in the offsets'."""

@@ -94,7 +94,7 @@ def track_hit_deep_set(w, tracks, hits):
     return {"reco_pt": 1 / (1 + np.exp(-last[:, 0]))}
 
 
-@pytest.mark.slow_but_every(7)
+@pytest.mark.slow_but_every(20)
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, 33, 64])
 def test_torch_jax_and_numpy_agree(example, rows, batched):

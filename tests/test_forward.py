@@ -22,6 +22,7 @@ from soaview._dlpack import DeviceMemory
 NEEDS = ["torch", "jax"]
 
 
+@pytest.mark.slow_but_every(5)
 @pytest.mark.parametrize("rows", [1, 2, 31, 32, 33, 1000])
 @pytest.mark.parametrize("batch_size", [None, 1, 7, 32, 1000, 5000])
 def test_every_batch_size(framework, rows, batch_size):

@@ -11,6 +11,7 @@ from soaview import Column, Layout, Spec
 NEEDS = ["torch", "jax"]
 
 
+@pytest.mark.slow_but_every(4)
 @pytest.mark.parametrize("rows", [7, 50])
 @pytest.mark.parametrize("batch_size", [None, [8, None], [100, None], (None, None)])
 def test_an_soa_that_goes_whole(framework, rows, batch_size):

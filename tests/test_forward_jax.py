@@ -178,6 +178,7 @@ def test_jax_keeps_no_plain_function():
         soaview_jax.forward(Callable(), (soa, Spec(x="x")), (out, Spec(a="a")))
 
 
+@pytest.mark.slow
 def test_jax_without_compilation():
     """Where JAX is told not to compile, the columns that it cannot view are copied."""
     soa, out = filled(33)

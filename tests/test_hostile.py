@@ -231,7 +231,7 @@ def check_refusal(text: str | bytes) -> object:
     return found
 
 
-@pytest.mark.slow_but_every(4)
+@pytest.mark.slow_but_every(8)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_hostile_layout_files(attack):
     """Each is refused in one sentence of its own, without much memory or time."""

@@ -196,6 +196,7 @@ def test_the_device_of_jax_does_not_matter():
                 assert array.devices() == {jax.local_devices(backend="cpu")[0]}
 
 
+@pytest.mark.slow
 def test_several_host_devices(run_python):
     """With several CPU devices, arrays are on the first, whatever the default is."""
     code = """if True:

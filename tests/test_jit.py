@@ -147,6 +147,7 @@ def wide_columns():
     return [Column(dtype, dtype) for dtype in ("int64", "uint64", "float64", "complex128")]
 
 
+@pytest.mark.slow
 def test_64_bit_types_switched_between():
     """What the host got keeps its 64-bit values, whole and in slices, however it goes back in."""
     soa = filled(33)
@@ -205,6 +206,7 @@ def test_arguments_are_live_and_closures_are_not():
     assert closed(0.0) == first
 
 
+@pytest.mark.slow
 def test_a_running_computation_sees_what_is_written():
     """The memory is read where it lies, when the computation gets there, and not before."""
     soa = filled(1024)
@@ -232,6 +234,7 @@ def test_memory_may_be_written_once_the_result_is_there():
         assert (np.asarray(result) == count).all()
 
 
+@pytest.mark.slow
 def test_a_running_computation_keeps_the_memory():
     """The memory outlives a computation that was started on it, and nothing holds it longer."""
     soa = filled(1 << 20, Layout([Column("x", "float32"), Column("y", "float32")]))

@@ -17,7 +17,7 @@ NEEDS = ["jit"]
 # update
 
 
-@pytest.mark.slow_but_every(7)
+@pytest.mark.slow_but_every(16)
 @one_by_one
 @pytest.mark.parametrize("jitted", [True, False])
 def test_update(case, jitted):
@@ -79,7 +79,7 @@ CHANGES = {"x": Spec(t="x"), "b": Spec(t="b"), "h": Spec(t="h"), "i": Spec(t="i"
 CHANGES |= {"n": Spec(t=Value("n")), "s": Spec(t=Value("t"))}
 
 
-@pytest.mark.slow_but_every(7)
+@pytest.mark.slow_but_every(16)
 @pytest.mark.parametrize("name", [*CHANGES, "d", "w"])
 @pytest.mark.parametrize("jitted", ["jit", "donated", "vmap", "eagerly"])
 def test_padding_is_no_value(name, jitted):
@@ -126,6 +126,7 @@ def test_padding_of_slices():
     assert not any(beyond.any() for beyond in padding(eager).values())
 
 
+@pytest.mark.slow
 def test_sums_over_padded_rows_are_finite():
     """What update gave is taken for values as it is: by tree.map, norms, and JAX's alarms."""
     soa = garbage(33)

@@ -331,6 +331,7 @@ def counted(columns):
     return first / columns, (calls - first) / columns
 
 
+@pytest.mark.slow
 def test_no_cliff_at_many_columns():
     """Packing columns, and reading them by name, takes as many calls for each, however many."""
     (pack, read), (packs, reads) = counted(100), counted(5000)

@@ -170,6 +170,7 @@ def test_bad_offsets(known, error, message):
         LAYOUT.check({"pt": 0}, -1)
 
 
+@pytest.mark.slow
 def test_many_fields():
     """All fields are compared, and named, at the largest layout there is."""
     layout = Layout([Column(f"c{number}", "int8") for number in range(65_536)])

@@ -305,6 +305,7 @@ def nested(depth, length):
     return [nested(depth - 1, length) for _ in range(length)] if depth else 0.5
 
 
+@pytest.mark.slow_but_every(5)
 @pytest.mark.parametrize(
     ("values", "shape"),
     [

@@ -108,6 +108,7 @@ def test_what_jax_made_is_read_like_any_soa(case, rows):
         assert 0 in view.shape or is_dense(view) == (t.unsafe_buffer_pointer() == view.address)
 
 
+@pytest.mark.slow_but_every(4)
 @pytest.mark.parametrize("rows", [0, 1, 32, 33])
 def test_no_rows_of_what_jax_made(rows):
     """Every entry of an SoA without rows, and of empty slices at every place, reads as empty."""

@@ -205,6 +205,7 @@ def doubled(soa):
     return soa
 
 
+@pytest.mark.slow_but_every(4)
 @pytest.mark.aliasing
 def test_shared_memory(adapter):
     """Memory shared by two processes: what one of them writes, the other one's tensors show."""

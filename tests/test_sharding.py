@@ -81,7 +81,7 @@ def taken(sharding, rows, uneven):
     return dict(zip(spec, found, strict=True))
 
 
-@pytest.mark.slow_but_every(23)
+@pytest.mark.slow_but_every(46)
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 33, 1000])
 def test_jit_under_the_mesh(sharding, entry, rows):
@@ -135,7 +135,7 @@ def test_64_bit_columns_are_carried(sharding):
     assert host[Value("w")] == -1
 
 
-@pytest.mark.slow_but_every(9)
+@pytest.mark.slow_but_every(18)
 @pytest.mark.parametrize("name", ["x", "b", "n"])
 @pytest.mark.parametrize("rows", [1000, 1024, 40])
 def test_padding_is_no_value_under_the_mesh(sharding, name, rows):
@@ -168,6 +168,7 @@ def test_padding_is_no_value_under_the_mesh(sharding, name, rows):
     assert not any(np.isnan(leaf).any() for leaf in jax.device_get(made).buffer.leaves)
 
 
+@pytest.mark.slow
 def test_64_bit_columns_are_copied_as_they_are(sharding):
     """Outside of jit, too, when these types have been switched off since."""
     layout = Layout([Column("x", "float32"), Column("d", "float64")])

@@ -228,6 +228,7 @@ def layouts_and_entries(draw):
     return layout, draw(st.lists(st.sampled_from(alike), min_size=1, max_size=4))
 
 
+@pytest.mark.slow
 @settings(max_examples=5 * settings.default.max_examples, deadline=None)
 @given(layouts_and_entries(), st.integers(0, 70), st.data())
 def test_views_touch_exactly_their_columns(layout_and_entry, rows, data):

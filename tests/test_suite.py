@@ -170,6 +170,7 @@ def test_an_adapter_of_ones_own(run_python, tmp_path):
     assert re.search(r"^\d+ passed", done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_an_adapter_that_cannot_be_imported_is_an_error(run_python):
     """A requested adapter is never skipped."""
     target = f"{HERE / 'test_conformance.py'}::test_the_empty_spec"

@@ -108,6 +108,7 @@ def counted_together(soa, found):
     return True
 
 
+@pytest.mark.slow
 def test_threads_share_one_count_of_writes(switching):
     """Whoever takes tensors of a new SoA first, or writes, all tensors share a version counter."""
     for _ in range(200):
