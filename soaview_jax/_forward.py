@@ -13,7 +13,7 @@ import numpy as np
 from soaview import SoA, Spec
 from soaview.adapter import (
     BatchSize,
-    Pairing,
+    Matches,
     Pairs,
     Target,
     Work,
@@ -28,7 +28,7 @@ from soaview.adapter import (
 from ._arrays import arrays, batch, check_width
 from ._callables import Function, FunctionCache, split_arrays
 from ._settings import INT32_MAX, NARROW, x64
-from ._write import Part, paired, store, targets_of
+from ._write import Part, matched, store, targets_of
 
 
 def forward(
@@ -93,7 +93,7 @@ def forward(
     given = [soa for soa, _ in ins]
     if task.batched:
         given = jax.device_put(given)  # once, and on the CPU it is no copy
-    found: Pairing[Part] = []
+    found: Matches[Part] = []
     for number in task.batches():
         parts = task.rows_of(number)
         sizes = tuple(None if rows is None else rows.stop - rows.start for rows in parts)
@@ -105,7 +105,7 @@ def forward(
             targets = targets_of(soa, spec)
             if cast is not None:
                 values = list(map(_cast, values, targets))
-            found += paired(soa, spec, targets, values)
+            found += matched(soa, spec, targets, values)
     store(found)
 
 
@@ -130,7 +130,7 @@ def _check_narrow(task: Work, cast: str | None) -> None:
 
 
 def _cast(value: Any, target: Target[Part]) -> Any:
-    """The value in the target's dtype, if both are floating; any other is for `pair` to judge."""
+    """The value in the target's dtype, if both are floating; any other is for `match` to judge."""
     dtypes = (value.dtype, target.dtype) if isinstance(value, jax.Array) else (bool,)
     floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
     return value.astype(target.dtype) if floating else value

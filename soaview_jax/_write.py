@@ -14,13 +14,13 @@ from soaview import SoA, Spec
 from soaview.adapter import (
     Buffer,
     Described,
-    Pairing,
+    Matches,
     Strided,
     Target,
     keep,
+    match,
     numpy_dtype,
     overlaps,
-    pair,
     parts_of,
     writable_views,
 )
@@ -52,7 +52,7 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
     """
     if not isinstance(arrays, (list, tuple)):
         raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
-    store(paired(soa, spec, targets_of(soa, spec), arrays))
+    store(matched(soa, spec, targets_of(soa, spec), arrays))
 
 
 Part = tuple[Strided, NDArray[Any] | None]
@@ -79,11 +79,11 @@ def targets_of(soa: SoA, spec: Spec) -> list[Target[Part]]:
     return keep(soa, ("jax.write", spec.key), targets)
 
 
-def paired(
+def matched(
     soa: SoA, spec: Spec, targets: list[Target[Part]], arrays: Sequence[jax.Array]
-) -> Pairing[Part]:
+) -> Matches[Part]:
     """Each array with its target, if all of them fit."""
-    return pair(soa, spec, targets, arrays, fits=_fits, describe=_describe)
+    return match(soa, spec, targets, arrays, fits=_fits, describe=_describe)
 
 
 def _fits(target: Target[Part], array: jax.Array) -> bool:
@@ -96,7 +96,7 @@ def _fits(target: Target[Part], array: jax.Array) -> bool:
     )
 
 
-def store(found: Pairing[Part]) -> None:
+def store(found: Matches[Part]) -> None:
     """Write arrays that fit, all to one device, once all of them are there."""
     # What comes from the memory itself could be changed by the first write before it is read.
     written: list[Buffer] = [*{id(target.memory): target.memory for target, _ in found}.values()]

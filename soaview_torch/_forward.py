@@ -12,8 +12,8 @@ import torch
 from soaview import SoA, Spec
 from soaview.adapter import (
     BatchSize,
+    Matches,
     Pair,
-    Pairing,
     Pairs,
     Target,
     check_copy,
@@ -26,7 +26,7 @@ from soaview.adapter import (
 
 from ._memory import DTYPE, Import, is_plain
 from ._tensors import Prepared, copies, prepare, tensors
-from ._write import paired, store, targets_of
+from ._write import matched, store, targets_of
 
 
 def forward(
@@ -87,7 +87,7 @@ def forward(
     name = check_dtype(dtype)
     cast = None if name is None else DTYPE[name]
     task = work(ins, outs, batch_size, progress)
-    found: Pairing[torch.Tensor] = []
+    found: Matches[torch.Tensor] = []
     for number in task.batches():
         fits = _run(model, task.inputs_of(number), task.outputs_of(number), copy, cast)
         # A model may use its memory of the results again in the next batch.
@@ -104,7 +104,7 @@ def _run(
     outputs: list[Pair],
     copy: bool | None,
     cast: torch.dtype | None,
-) -> Pairing[torch.Tensor]:
+) -> Matches[torch.Tensor]:
     """One call of the model; its results, if they fit."""
     targets = [targets_of(soa, spec) for soa, spec in outputs]
     given: list[torch.Tensor] = []
@@ -124,17 +124,17 @@ def _run(
             "the model has changed its inputs in place, and so the SoA's columns; drop its "
             "in-place operations (inplace=True) on them, or pass copy=True"
         )
-    found: Pairing[torch.Tensor] = []
+    found: Matches[torch.Tensor] = []
     for (soa, spec, values), at in zip(results(made, outputs), targets, strict=True):
         if cast is not None:
             values = list(map(_cast, values, at))
-        found += paired(soa, spec, at, values)
+        found += matched(soa, spec, at, values)
     return found
 
 
 @torch.inference_mode()
 def _cast(value: Any, target: Target[torch.Tensor]) -> Any:
-    """The value in the target's dtype, if both are floating; any other is for `pair` to judge."""
+    """The value in the target's dtype, if both are floating; any other is for `match` to judge."""
     floating = isinstance(value, torch.Tensor) and is_plain(value) and value.is_floating_point()
     return value.to(target.dtype) if floating and target.dtype.is_floating_point else value
 

@@ -10,12 +10,12 @@ import torch
 from soaview import SoA, Spec
 from soaview.adapter import (
     Described,
-    Pairing,
+    Matches,
     Target,
     check_storage,
     keep,
+    match,
     overlaps,
-    pair,
     parts_of,
     writable_views,
 )
@@ -46,7 +46,7 @@ def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
     """
     if not isinstance(tensors, (list, tuple)):
         raise TypeError(f"tensors must be a list in spec order, got {type(tensors).__name__}")
-    store(paired(soa, spec, targets_of(soa, spec), tensors))
+    store(matched(soa, spec, targets_of(soa, spec), tensors))
 
 
 class _Known(NamedTuple):
@@ -76,25 +76,25 @@ def targets_of(soa: SoA, spec: Spec) -> list[Target[torch.Tensor]]:
     return keep(soa, ("torch.write", spec.key), _Known(memory, targets)).targets
 
 
-def paired(
+def matched(
     soa: SoA, spec: Spec, targets: list[Target[torch.Tensor]], tensors: Sequence[torch.Tensor]
-) -> Pairing[torch.Tensor]:
+) -> Matches[torch.Tensor]:
     """Each tensor with its target, if all of them fit."""
-    return pair(soa, spec, targets, tensors, fits=_fits, describe=_describe)
+    return match(soa, spec, targets, tensors, fits=_fits, describe=_describe)
 
 
 @torch.inference_mode()
-def store(found: Pairing[torch.Tensor]) -> None:
+def store(found: Matches[torch.Tensor]) -> None:
     """Write tensors that fit, without the graphs and tangents that they bring."""
     memories: list[Import] = [*{id(target.memory): target.memory for target, _ in found}.values()]
-    if any([memory.moved for memory in memories]):
+    if any(memory.moved for memory in memories):
         raise RuntimeError(
             "the SoA's memory was moved away meanwhile, by share_memory_ of one of its tensors: "
             "nothing was written"
         )
     # A tensor over the memory itself could be changed by the first write before it is read.
     values = [
-        value.clone() if any([_overlaps(value, memory) for memory in memories]) else value
+        value.clone() if any(_overlaps(value, memory) for memory in memories) else value
         for _, value in found
     ]
     for (target, _), value in zip(found, values, strict=True):

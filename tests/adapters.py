@@ -19,7 +19,7 @@ import places
 from cases import ROWS, list_of
 
 from soaview import SoA, Spec, View, views
-from soaview.adapter import Target, check_copy, pair, parts_of, writable_views
+from soaview.adapter import Target, check_copy, match, parts_of, writable_views
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class NumPyAdapter:
             Target(view.shape, view.dtype_name, "cpu", [part.numpy() for part in parts])
             for view, parts in writable_views(soa, spec)
         ]
-        paired = pair(soa, spec, targets, tensors, fits=_fits, describe=_describe)
-        for target, tensor in paired:
+        matched = match(soa, spec, targets, tensors, fits=_fits, describe=_describe)
+        for target, tensor in matched:
             for part, piece in parts_of(target, tensor):
                 part[...] = piece
 

@@ -8,7 +8,7 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | a spec's tensors over an SoA | `resolve`, `views_or_gathers`, `Gather`, `Strided`, `Numbers` |
 | the memory, and what it is asked | `Buffer`, `HostBuffer`, `DeviceBuffer`, `host_array` |
 | arguments | `check_soa`, `check_copy`, `exact_int` |
-| writing | `writable_views`, `Target`, `Pairing`, `pair`, `Described`, `parts_of`, `overlaps` |
+| writing | `writable_views`, `Target`, `Matches`, `match`, `Described`, `parts_of`, `overlaps` |
 | columns in place of others | `check_given`, `tensor_labels` |
 | models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model`, `check_dtype` |
 | rows by events | `check_one_given`, `host_offsets`, `check_kind`, ... |
@@ -40,7 +40,7 @@ from ._forward import (
     work,
 )
 from ._ragged import check_kind, check_numbers, check_offsets, check_one_given, host_offsets
-from ._targets import Described, Pairing, Target, overlaps, pair, parts_of, writable_views
+from ._targets import Described, Matches, Target, match, overlaps, parts_of, writable_views
 
 __all__ = [
     "INT64_MAX",
@@ -51,9 +51,9 @@ __all__ = [
     "DeviceBuffer",
     "Gather",
     "HostBuffer",
+    "Matches",
     "Numbers",
     "Pair",
-    "Pairing",
     "Pairs",
     "Run",
     "Strided",
@@ -76,9 +76,9 @@ __all__ = [
     "host_offsets",
     "is_dense",
     "keep",
+    "match",
     "numpy_dtype",
     "overlaps",
-    "pair",
     "pairs",
     "parts_of",
     "resolve",

@@ -34,7 +34,7 @@ class Target(NamedTuple, Generic[Part]):
     memory: Any = None
 
 
-Pairing = list[tuple[Target[Part], Any]]
+Matches = list[tuple[Target[Part], Any]]
 """Targets, each with the tensor that is to be written there."""
 
 
@@ -51,7 +51,7 @@ def writable_views(soa: SoA, spec: Spec) -> list[tuple[View | Gather, list[View]
     return [(view, view.parts if isinstance(view, Gather) else [view]) for view in found]
 
 
-def pair(
+def match(
     soa: SoA,
     spec: Spec,
     targets: Sequence[Target[Part]],
@@ -59,7 +59,7 @@ def pair(
     *,
     fits: Callable[[Target[Part], Any], bool],
     describe: Callable[[str, Any], Described],
-) -> Pairing[Part]:
+) -> Matches[Part]:
     """Each tensor with its target, if all of them fit; nothing has been written.
 
     Args:
