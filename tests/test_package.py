@@ -73,8 +73,9 @@ def test_examples_in_docstrings_run(request):
     ran = 0
     for package in packages(request.config):
         found = importlib.import_module(package)
-        modules = [m.name for m in pkgutil.iter_modules(found.__path__) if m.name != "__main__"]
-        for module in (found, *(importlib.import_module(f"{package}.{m}") for m in modules)):
+        walked = pkgutil.walk_packages(found.__path__, f"{package}.")
+        modules = [m.name for m in walked if not m.name.endswith("__main__")]
+        for module in (found, *map(importlib.import_module, modules)):
             result = doctest.testmod(module)
             assert result.failed == 0
             ran += result.attempted
