@@ -84,7 +84,8 @@ def pytest_configure(config):
             raise pytest.UsageError(f"--adapter {name} cannot be imported: {error}") from error
 
 
-def needs(path):
+@functools.cache
+def needed(path):
     """What a file of tests says that it needs, in its line `NEEDS = [...]`; it is not imported.
 
     Adapters by name, and the options --data and --device.
@@ -102,10 +103,10 @@ def pytest_ignore_collect(collection_path, config):
         there.add("--data")
     if device.startswith("cuda"):
         there.add("--device")
-    needed = needs(collection_path)
-    on_host = device == "cpu" or "--device" in needed
+    needs = needed(collection_path)
+    on_host = device == "cpu" or "--device" in needs
     elsewhere = collection_path.name == "test_conformance.py"
-    return None if needed <= there and (on_host or elsewhere) else True
+    return None if needs <= there and (on_host or elsewhere) else True
 
 
 def pytest_generate_tests(metafunc):
@@ -118,8 +119,10 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("adapter", names, indirect=True)
 
 
-def adapter_of(item):
-    return item.callspec.params.get("adapter", "") if hasattr(item, "callspec") else ""
+def under_test(item):
+    """The adapter, or the framework, that a test is given."""
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    return given.get("adapter") or given.get("framework") or ""
 
 
 def stays(item):
@@ -127,12 +130,14 @@ def stays(item):
     marker = item.get_closest_marker("slow_but_every")
     if marker:
         return marker.args[0]
-    if item.path.name != "test_conformance.py" or not hasattr(item, "callspec"):
+    if not hasattr(item, "callspec"):
         return 1
-    name, adapter = item.originalname, adapter_of(item)
+    if item.path.name != "test_conformance.py":
+        return 4 if {"jax", "jit"} & needed(item.path) else 1  # XLA compiles for most of them
+    name, adapter = item.originalname, under_test(item)
     if "jit" in adapter or ("jax" in adapter and name == "test_forward"):
         return 13  # for each of them XLA compiles
-    return 3 if "case" in item.callspec.params else 1
+    return 4 if "case" in item.callspec.params else 1
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -140,7 +145,7 @@ def pytest_collection_modifyitems(items):
     """Mark what is slow, where that is said of most cases of a test."""
     found = collections.Counter()
     for item in items:
-        each = item.path, item.originalname, adapter_of(item)
+        each = item.path, item.originalname, under_test(item)
         if found[each] % stays(item):
             item.add_marker("slow")
         found[each] += 1

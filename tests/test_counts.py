@@ -101,6 +101,7 @@ def test_bad_counts(count, error, message):
         mask(filled(33), count)
 
 
+@pytest.mark.slow
 def test_counts_of_other_libraries():
     """Whatever counts as an integer is one."""
 

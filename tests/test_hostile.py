@@ -249,6 +249,7 @@ def test_what_is_no_text():
             Layout.from_json(odd)
 
 
+@pytest.mark.slow
 def test_larger_layouts_are_asked_for():
     """The limit can be lowered, and raised, as far as a layout can go."""
     layout = Layout([Scalar(str(n), "int8") for n in range(3000)])

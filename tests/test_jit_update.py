@@ -111,6 +111,7 @@ def test_padding_is_no_value(name, jitted):
             np.testing.assert_array_equal(soa.buffer.root, before)
 
 
+@pytest.mark.slow
 def test_padding_of_slices():
     """Zero is what lies beyond the memory's rows, not beyond the slice's, which are values."""
     soa = garbage(33)

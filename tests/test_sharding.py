@@ -333,6 +333,7 @@ def test_to_one_device():
         np.testing.assert_array_equal(t, np.stack([expected["z"], expected["x"]], 1)[rows])
 
 
+@pytest.mark.slow
 def test_only_one_soa_is_placed(sharding):
     """Neither stacked SoAs nor something else is split over the devices."""
     soa = LAYOUT.allocate(1000)

@@ -248,6 +248,7 @@ def test_gradients_are_soas():
         jax.grad(loss)(soa)
 
 
+@pytest.mark.slow
 def test_gradients_of_every_kind_of_entry():
     """Views, gathers, broadcasts and padding transpose to sums over where each value went."""
     layout = Layout([f for f in layout_of("float32", "int8").fields if f.dtype == "float32"])
@@ -268,6 +269,7 @@ def test_gradients_of_every_kind_of_entry():
             assert (field == wanted).all(), (entry, name)
 
 
+@pytest.mark.slow
 def test_gradients_in_64_bits():
     """With 64-bit types on, their columns have gradients too."""
     with jax.enable_x64(True):
