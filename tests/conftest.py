@@ -33,7 +33,7 @@ os.environ.setdefault(
 
 # The tests that are worth it run ten times as many cases as these: 1000 by default.
 settings.register_profile("thorough", max_examples=1000)
-settings.register_profile("nightly", max_examples=100_000)
+settings.register_profile("extended", max_examples=int(os.environ.get("CASES", "100000")))
 
 load = functools.cache(adapters.load)
 
