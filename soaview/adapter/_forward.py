@@ -15,19 +15,20 @@ from .._views import spec_hint, views_or_gathers
 from .._write import check_columns, check_writable
 
 Pair = tuple[SoA, Spec]
+"""An SoA, and which of its columns make tensors."""
+
 Pairs = Pair | Sequence[Pair]
 """What `forward` of an adapter takes: `(soa, spec)`, or a list of such pairs."""
 
-
 BatchSize = int | None | Sequence[int | None]
-"""What `forward` of an adapter takes: one for all inputs, or one for each pair."""
+"""What `forward` of an adapter takes: rows for all inputs or each pair; None splits nothing."""
 
 
 class Work(NamedTuple):
     """What a model is to do, checked as far as it can be before the model runs.
 
     Attributes:
-        inputs, outputs: SoAs and their specs.
+        inputs, outputs: SoAs and their specs, whole.
         split, written: of each input and each output, the rows of a batch; None where it goes
             whole, and nothing where all do.
         steps: how many batches there are.
@@ -50,19 +51,23 @@ class Work(NamedTuple):
         return self.steps > 1
 
     def batches(self) -> Iterable[int]:
-        """Their numbers, one after another."""
+        """Their numbers, one after another; meanwhile a bar is shown, if asked for.
+
+        Raises:
+            ImportError: a bar needs tqdm.
+        """
         return self._shown() if self.progress else range(self.steps)
 
     def inputs_of(self, number: int) -> list[Pair]:
-        """The inputs of a batch."""
+        """The inputs of a batch: slices of SoAs that are split, the others whole."""
         return _parts(self.inputs, self.split, number) if self.batched else self.inputs
 
     def outputs_of(self, number: int) -> list[Pair]:
-        """The outputs of a batch."""
+        """The outputs of a batch, likewise."""
         return _parts(self.outputs, self.written, number) if self.batched else self.outputs
 
     def rows_of(self, number: int) -> list[slice | None]:
-        """Of each input the rows in a batch, or None."""
+        """Of each input the rows in a batch; None where it goes whole."""
         if not self.batched:
             return [None] * len(self.inputs)
         both = zip(self.inputs, self.split, strict=True)
@@ -96,8 +101,21 @@ def _rows(soa: SoA, size: int | None, number: int) -> slice | None:
 def pairs(what: str, given: Any) -> list[Pair]:
     """One or several pairs, as a list.
 
+    Args:
+        what: `"inputs"` or `"outputs"`, for messages.
+        given: `(soa, spec)`, or a list of such pairs.
+
     Raises:
-        TypeError, ValueError: anything else, or none.
+        TypeError: anything else.
+        ValueError: no pairs, or a spec without tensors.
+
+    >>> from soaview import Column, Layout, Spec
+    >>> soa = Layout([Column("pt", "float32")]).allocate(3)
+    >>> len(pairs("inputs", (soa, Spec(x="pt"))))
+    1
+    >>> pairs("inputs", [])
+    Traceback (most recent call last):
+    ValueError: inputs are empty; pass at least one pair (soa, spec)
     """
     found = [given] if _is_pair(given) else given
     if not isinstance(found, (tuple, list)) or not all(map(_is_pair, found)):
@@ -134,8 +152,27 @@ def _hint(given: Any) -> str:
 def work(ins: list[Pair], outs: list[Pair], batch_size: object, progress: bool) -> Work:
     """The arguments of an adapter's `forward`, past `pairs`, checked.
 
+    Whether the outputs' columns can be written, `writable_views` says before the model runs. Where
+    no output has rows, no model runs, and that is checked here.
+
+    Args:
+        ins: the inputs.
+        outs: the outputs.
+        batch_size: a `BatchSize`, which is checked here.
+        progress: whether a bar is shown.
+
     Raises:
-        TypeError, ValueError: naming the argument, what was got and what is expected.
+        TypeError: a batch size that is no integer.
+        ValueError: several devices; memory that two outputs would write; sizes that do not go
+            together.
+        BufferError, KeyError: as `writable_views`, where no output has rows; read-only memory
+            of several outputs.
+
+    >>> from soaview import Column, Layout, Spec
+    >>> soa = Layout([Column("x", "float32"), Column("y", "float32")]).allocate(10)
+    >>> task = work([(soa, Spec(x="x"))], [(soa, Spec(y="y"))], batch_size=4, progress=False)
+    >>> [len(soa) for number in task.batches() for soa, spec in task.inputs_of(number)]
+    [4, 4, 2]
     """
     first = outs[0][0]
     device = first.device
@@ -239,10 +276,22 @@ def _written(out: Pair, ins: list[Pair], sizes: list[int | None]) -> int:
 
 
 def results(given: Any, outputs: list[Pair]) -> list[tuple[SoA, Spec, list[Any]]]:
-    """What a model gave: for each output as many tensors as its spec names.
+    """What a model gave: for each output as many tensors as its spec names, in spec order.
+
+    Whether they fit is for `pair` to say.
+
+    Args:
+        given: one tensor, a tuple or list in the order of the specs, or a dict by tensors' names.
+        outputs: SoAs and their specs.
 
     Raises:
         ValueError: too few, too many, or other names.
+
+    >>> from soaview import Column, Layout, Spec
+    >>> soa = Layout([Column("x", "float32"), Column("y", "float32")]).allocate(10)
+    >>> [(_, _, tensors)] = results({"b": 2, "a": 1}, [(soa, Spec(a="x", b="y"))])
+    >>> tensors
+    [1, 2]
     """
     count = sum([len(spec) for _, spec in outputs])
     if isinstance(given, (tuple, list)):
@@ -304,10 +353,16 @@ _FLOATING = ("float16", "bfloat16", "float32", "float64")
 
 
 def check_dtype(dtype: Any) -> str | None:
-    """What floating numbers are converted to, by its name.
+    """What `forward` converts floating numbers to, by soaview's name of it; None if it does not.
+
+    Args:
+        dtype: a name, or what a framework or NumPy has for it.
 
     Raises:
         ValueError: no floating dtype.
+
+    >>> check_dtype("float16"), check_dtype(None)
+    ('float16', None)
     """
     if dtype is None:
         return None
@@ -323,6 +378,12 @@ def check_dtype(dtype: Any) -> str | None:
 
 
 def check_model(model: object) -> None:
-    """A model is something to be called."""
+    """Raise unless the model can be called.
+
+    Raises:
+        TypeError: it cannot.
+
+    >>> check_model(abs)
+    """
     if not callable(model):
         raise TypeError(f"the model must be callable, got {model!r:.200}")
