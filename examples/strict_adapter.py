@@ -28,25 +28,33 @@ from soaview.adapter import (
     writable_views,
 )
 
-Array = type(xp.empty(0))
+Array, CPU = type(xp.empty(0)), xp.empty(0).device
 
 
 def arrays(soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False) -> list[Any]:
     """The spec's arrays, in spec order, over the SoA's memory.
 
     Raises:
-        BufferError: with `copy=False`, columns that no single strided view covers.
+        BufferError: with `copy=False`, columns that no single strided view covers; memory that is
+            not the host's.
         TypeError: a dtype that the standard lacks; a wrong kind of argument.
         KeyError, ValueError: no such column; columns that do not fit one array.
     """
     check_copy(copy)
     found = views_or_gathers(soa, spec, padded=padded)
+    _check(soa, found)
     for view in found:
-        if not hasattr(xp, view.dtype_name):
-            raise TypeError(f"tensor {view.name!r}: the standard has no {view.dtype_name}")
         if isinstance(view, Gather) and copy is False:
             raise BufferError(f"tensor {view.name!r}: {view.why()}")
     return [_array(view, copy is True) for view in found]
+
+
+def _check(soa: SoA, found: Sequence[View | Gather]) -> None:
+    if soa.device != "cpu":
+        raise BufferError(f"the SoA is on {soa.device}, and these arrays are the host's alone")
+    for view in found:
+        if not hasattr(xp, view.dtype_name):
+            raise TypeError(f"tensor {view.name!r}: the standard has no {view.dtype_name}")
 
 
 def _array(view: View | Gather, copied: bool) -> Any:
@@ -58,7 +66,9 @@ def _array(view: View | Gather, copied: bool) -> Any:
 
 def write(soa: SoA, spec: Spec, arrays: Sequence[Any]) -> None:
     """Write arrays into the spec's columns; nothing is written unless all of them fit."""
-    _store(match(soa, spec, _targets(soa, spec), arrays, fits=_fits, describe=_describe))
+    if not isinstance(arrays, (list, tuple)):
+        raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
+    _store(_matched(soa, spec, arrays))
 
 
 def forward(fn: Callable[..., Any], inputs: Any, outputs: Any, *, batch_size: Any = None) -> None:
@@ -71,34 +81,40 @@ def forward(fn: Callable[..., Any], inputs: Any, outputs: Any, *, batch_size: An
     for number in task.batches():
         given = [x for soa, spec in task.inputs_of(number) for x in arrays(soa, spec)]
         for soa, spec, made in results(fn(*given), task.outputs_of(number)):
-            targets = _targets(soa, spec)
-            found += match(soa, spec, targets, made, fits=_fits, describe=_describe)
+            found += _matched(soa, spec, made)
     _store(found)
 
 
 def _targets(soa: SoA, spec: Spec) -> list[Target[Any]]:
-    found = []
-    for view, parts in writable_views(soa, spec):
-        if not hasattr(xp, view.dtype_name):
-            raise TypeError(f"tensor {view.name!r}: the standard has no {view.dtype_name}")
-        memory = [xp.from_dlpack(part) for part in parts]
-        found.append(Target(view.shape, getattr(xp, view.dtype_name), soa.device, memory))
-    return found
+    found = writable_views(soa, spec)
+    _check(soa, [view for view, _ in found])
+    return [
+        Target(v.shape, getattr(xp, v.dtype_name), CPU, [xp.from_dlpack(part) for part in parts])
+        for v, parts in found
+    ]
+
+
+def _matched(soa: SoA, spec: Spec, arrays: Sequence[Any]) -> Matches[Any]:
+    found = match(soa, spec, _targets(soa, spec), arrays, fits=_fits, describe=_describe)
+    # Copies: an array over the memory itself could be changed by the first write before it is read,
+    # and a model may use its own memory again in the next batch.
+    return [(target, xp.asarray(array, copy=True)) for target, array in found]
 
 
 def _fits(target: Target[Any], array: Any) -> bool:
-    return isinstance(array, Array) and array.shape == target.shape and array.dtype == target.dtype
+    if not isinstance(array, Array):
+        return False
+    return (array.shape, array.dtype, array.device) == target[:3]
 
 
 def _describe(label: str, array: Any) -> Described:
     if not isinstance(array, Array):
         raise TypeError(f"{label}: got {type(array).__name__}, expected an array of the standard's")
-    return array.shape, str(array.dtype).rpartition(".")[2], "cpu"
+    dtype = str(array.dtype).rpartition(".")[2]
+    return array.shape, dtype, "cpu" if array.device == CPU else str(array.device)
 
 
 def _store(found: Matches[Any]) -> None:
-    # An array over the memory itself could be changed by the first write before it is read.
-    values = [xp.asarray(array, copy=True) for _, array in found]
-    for (target, _), value in zip(found, values, strict=True):
-        for part, piece in parts_of(target, value):
+    for target, array in found:
+        for part, piece in parts_of(target, array):
             part[...] = piece

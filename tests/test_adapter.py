@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_third_party import StrictAdapter
 
 import soaview
 from soaview import Column, Layout, Scalar, Spec, Value, adapter, views
@@ -116,6 +119,24 @@ def test_the_test_of_the_door_can_fail(source):
     assert not private("from ._views import x\nimport soaview\nsoaview.__all__\nself._x\nnp._y")
 
 
+def test_the_example_has_the_verbs_of_the_others(request):
+    """What is called alike takes the same arguments, whichever adapter it is of."""
+    others = [name for name in ("torch", "jax") if name in request.config.chosen_adapters]
+    for module in (StrictAdapter().adapter, *map(import_module, map("soaview_{}".format, others))):
+        arrays = getattr(module, "tensors", None) or module.arrays
+        wanted = "soa, spec, *, copy=False, padded=False"
+        assert without_types(arrays) == f"({wanted})", module
+        assert re.fullmatch(r"\(soa, spec, (arrays|tensors)\)", without_types(module.write)), module
+        wanted = r"\((fn|model), inputs, outputs, \*, batch_size=None[,)].*"
+        assert re.match(wanted, without_types(module.forward)), module
+
+
+def without_types(function):
+    signature = inspect.signature(function)
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=plain, return_annotation=signature.empty))
+
+
 LAYOUT = Layout(
     [Column("x", "float32"), Column("y", "float32"), Column("z", "float32"), Scalar("n", "int32")]
 )
@@ -128,6 +149,7 @@ def test_resolve_gives_the_numbers_of_views():
     found = adapter.resolve(soa, spec)
     assert {type(numbers) for numbers in found} == {tuple}
     assert found == [view.strided for view in views(soa, spec)]
+    assert found[0] == ("xy", "float32", 4, (6, 2), (1, 64), 3)
     with pytest.raises(BufferError, match="tensor 't': its columns are in reversed order"):
         adapter.resolve(soa, Spec(t=["y", "x"]))
 
