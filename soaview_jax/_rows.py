@@ -11,7 +11,7 @@ from jax import lax
 
 from soaview import SoA
 from soaview.adapter import (
-    check_kind,
+    check_integers,
     check_offsets,
     check_one_given,
     check_soa,
@@ -68,7 +68,7 @@ def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> jax.Array:
     _check_count(soa)
     what, given = ("counts", counts) if offsets is None else ("offsets", offsets)
     if isinstance(given, jax.core.Tracer):
-        check_kind(what, given.shape, jnp.issubdtype(given.dtype, jnp.integer), given.dtype)
+        check_integers(what, given.shape, jnp.issubdtype(given.dtype, jnp.integer), given.dtype)
         ends = _among(given, soa.rows)
         if offsets is None:
             # Without a sign, a sum that is too large does not come to be among the rows again.

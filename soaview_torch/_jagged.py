@@ -9,8 +9,8 @@ import torch
 
 from soaview import SoA, Spec
 from soaview.adapter import (
-    check_kind,
-    check_numbers,
+    check_among_rows,
+    check_integers,
     check_offsets,
     check_one_given,
     check_soa,
@@ -132,7 +132,7 @@ def _events(
             f"{given.layout} on {given.device}"
         )
     real = given.is_floating_point() or given.is_complex() or given.dtype == torch.bool
-    check_kind(what, tuple(given.shape), given.numel() == 0 or not real, given.dtype)
+    check_integers(what, tuple(given.shape), given.numel() == 0 or not real, given.dtype)
     with torch.inference_mode(False), torch.no_grad():
         given = given.to(device, torch.int64, copy=True)
         none = given.new_zeros(1)
@@ -140,7 +140,7 @@ def _events(
         steps = torch.cat([none, ends.diff()]) if len(ends) < 2 else ends.diff()
         edges = [*torch.cat([given, none]).aminmax(), ends[0], ends[-1], *steps.aminmax()]
         low, high, first, last, shortest, longest = torch.stack(edges).tolist()
-    check_numbers(what, soa.rows, given, low, high)
+    check_among_rows(what, soa.rows, given, low, high)
     check_offsets(soa.rows, first, last, shortest, all_rows=all_rows)
     return _Events(ends, shortest, longest)
 

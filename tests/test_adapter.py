@@ -23,7 +23,7 @@ EXAMPLE = HERE.parent / "examples" / "strict_adapter.py"
 NAMES = [
     "INT64_MAX", "ITEMSIZE", "BatchSize", "Buffer", "Described", "DeviceBuffer", "Gather",
     "HostBuffer", "Matches", "Numbers", "Pair", "Pairs", "Run", "Strided", "Target", "Work",
-    "check_copy", "check_dtype", "check_given", "check_kind", "check_model", "check_numbers",
+    "check_copy", "check_dtype", "check_given", "check_integers", "check_model", "check_among_rows",
     "check_offsets", "check_one_given", "check_soa", "check_storage", "columns_of", "copy_rows",
     "exact_int", "host_array", "host_offsets", "is_dense", "keep", "match", "numpy_dtype",
     "overlaps", "pairs", "parts_of", "resolve", "results", "run_numbers", "runs", "tensor_labels",

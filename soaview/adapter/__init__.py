@@ -11,7 +11,7 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | writing | `writable_views`, `Target`, `Matches`, `match`, `Described`, `parts_of`, `overlaps` |
 | columns in place of others | `check_given`, `tensor_labels` |
 | models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model`, `check_dtype` |
-| rows by events | `check_one_given`, `host_offsets`, `check_kind`, ... |
+| rows by events | `check_one_given`, `host_offsets`, `check_integers`, ... |
 | runs | `Run`, `runs`, `run_numbers`, `columns_of`, `copy_rows` |
 | the SoA's adapter cache | `keep` |
 | dtypes | `ITEMSIZE`, `INT64_MAX`, `numpy_dtype`, `is_dense` |
@@ -39,7 +39,7 @@ from ._forward import (
     results,
     work,
 )
-from ._ragged import check_kind, check_numbers, check_offsets, check_one_given, host_offsets
+from ._ragged import check_among_rows, check_integers, check_offsets, check_one_given, host_offsets
 from ._targets import Described, Matches, Target, match, overlaps, parts_of, writable_views
 
 __all__ = [
@@ -59,12 +59,12 @@ __all__ = [
     "Strided",
     "Target",
     "Work",
+    "check_among_rows",
     "check_copy",
     "check_dtype",
     "check_given",
-    "check_kind",
+    "check_integers",
     "check_model",
-    "check_numbers",
     "check_offsets",
     "check_one_given",
     "check_soa",

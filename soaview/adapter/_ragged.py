@@ -48,13 +48,13 @@ def host_offsets(what: str, given: Any, rows: int) -> NDArray[np.int64]:
     if isinstance(given, np.ma.MaskedArray):
         raise TypeError(f"{what} are a masked array, whose mask would be lost; pass .data")
     found: NDArray[Any] = np.asarray(given)
-    check_kind(what, found.shape, not found.size or found.dtype.kind in "iu", found.dtype)
+    check_integers(what, found.shape, not found.size or found.dtype.kind in "iu", found.dtype)
     if found.size:
-        check_numbers(what, rows, found, int(found.min()), int(found.max()))
+        check_among_rows(what, rows, found, int(found.min()), int(found.max()))
     return found.astype(np.int64)
 
 
-def check_kind(what: str, shape: tuple[int, ...], integer: bool, dtype: object) -> None:
+def check_integers(what: str, shape: tuple[int, ...], integer: bool, dtype: object) -> None:
     """Raise unless offsets or counts are integers along one axis.
 
     Args:
@@ -67,7 +67,7 @@ def check_kind(what: str, shape: tuple[int, ...], integer: bool, dtype: object) 
         TypeError: they are not.
         ValueError: no offsets at all.
 
-    >>> check_kind("counts", (2, 3), True, "int64")
+    >>> check_integers("counts", (2, 3), True, "int64")
     Traceback (most recent call last):
     TypeError: counts must be integers along one axis, got int64 of shape (2, 3)
     """
@@ -77,7 +77,7 @@ def check_kind(what: str, shape: tuple[int, ...], integer: bool, dtype: object) 
         raise ValueError("offsets are empty: there is one more than there are events")
 
 
-def check_numbers(what: str, rows: int, numbers: Any, least: int, most: int) -> None:
+def check_among_rows(what: str, rows: int, numbers: Any, least: int, most: int) -> None:
     """Raise unless offsets or counts lie among the rows, so that int64 holds what is made of them.
 
     Args:
@@ -91,7 +91,7 @@ def check_numbers(what: str, rows: int, numbers: Any, least: int, most: int) -> 
     Raises:
         ValueError: a number, or the sum of all counts, is not among the rows.
 
-    >>> check_numbers("counts", 3, [2, 4], least=2, most=4)
+    >>> check_among_rows("counts", 3, [2, 4], least=2, most=4)
     Traceback (most recent call last):
     ValueError: counts must be between 0 and the SoA's 3 rows, got 4; are they those of another SoA?
     """
