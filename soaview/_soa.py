@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final, overload
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class _Unfrozen:
 _new = object.__new__
 
 
+@final
 class SoA(_Unfrozen):
     """Rows of a layout in a buffer, made by `Layout.allocate`, `Layout.wrap` or `Layout.pack`.
 
@@ -94,6 +95,9 @@ class SoA(_Unfrozen):
         made.adapter_cache = {}
         made.__class__ = cls
         return made  # type: ignore[return-value]  # the line above has made it one
+
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError("an SoA's class is final; hold one in an object of your own instead")
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(
@@ -270,6 +274,8 @@ class SoA(_Unfrozen):
         return reduce_soa(SoA, self.layout, self.rows, memory, protocol)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
+        if hasattr(self, "layout"):
+            raise AttributeError("an SoA is immutable, and its state cannot be set again")
         found = rebuild_soa(state)
         for name in _Unfrozen.__slots__[1:]:
             object.__setattr__(self, name, getattr(found, name))

@@ -12,7 +12,7 @@ import weakref
 import numpy as np
 import pytest
 
-from soaview import Column, Layout, Scalar, Spec, Value
+from soaview import Column, Layout, Scalar, SoA, Spec, Value
 from soaview._soa import MOST
 from soaview.adapter import keep
 
@@ -46,6 +46,17 @@ def test_an_soa_is_immutable(name):
     for other in (copy.copy(soa), copy.deepcopy(soa), pickle.loads(pickle.dumps(soa)), soa[1:]):
         with pytest.raises(AttributeError, match="is immutable.*rows.*soa.name.*= values"):
             other.rows = 3
+
+
+def test_an_soa_is_final():
+    """A class of one's own holds an SoA; and a live one takes no pickled state."""
+    with pytest.raises(TypeError, match="final; hold one in an object of your own"):
+        type("Mine", (SoA,), {})
+    soa = soa_of(3)
+    state = {"layout": LAYOUT, "rows": 2, "bytes": bytes(LAYOUT.nbytes(2))}
+    with pytest.raises(AttributeError, match="immutable, and its state"):
+        soa.__setstate__(state)
+    assert (soa.rows, soa["x"].tolist()) == (3, [0, 1, 2])
 
 
 def calls(function):
