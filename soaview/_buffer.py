@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
-from operator import setitem
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, final
 
 import numpy as np
@@ -116,13 +114,6 @@ class Buffer(ABC):
         """
         raise AttributeError(f"memory on {self.device} has no CUDA array interface")
 
-    def filling(self, at: Strided, values: Any) -> Callable[[], object]:
-        """What writes values over these elements, of this device and whatever framework.
-
-        Whatever can be refused is refused before.
-        """
-        return partial(setitem, self.array(at), ..., np.asarray(values))
-
     def bytes_in(self, framework: str) -> Any:
         """The whole memory as a flat array of bytes of the framework's; of the host's, of NumPy's.
 
@@ -202,11 +193,8 @@ class HostBuffer(Buffer):
         return not self.root.flags.writeable
 
     def array(self, at: Strided) -> NDArray[Any]:
-        """The NumPy view of these elements; read-only, too, where all rows are one value."""
-        array = host_array(self.root, at)
-        if at.strides[:1] == (0,):
-            array.flags.writeable = False
-        return array
+        """The NumPy view of these elements."""
+        return host_array(self.root, at)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self.root.__dlpack__(**kwargs)
@@ -237,11 +225,24 @@ def check_address(found: int, address: int, nbytes: int, device: str) -> None:
         )
 
 
+ArrayArguments = tuple[tuple[int, ...], np.dtype[Any], "NDArray[np.uint8]", int, tuple[int, ...]]
+
+
+def array_arguments(memory: NDArray[np.uint8], at: Strided) -> ArrayArguments:
+    """What `np.ndarray` takes for these elements of bytes, which must have passed the gate.
+
+    Where all rows are one value the memory is given as read-only.
+    """
+    _, dtype, size, shape, strides, offset = at
+    if strides[:1] == (0,):
+        memory = memory[:]
+        memory.flags.writeable = False
+    return shape, numpy_dtype(dtype), memory, offset * size, tuple([n * size for n in strides])
+
+
 def host_array(memory: NDArray[np.uint8], at: Strided) -> NDArray[Any]:
     """A NumPy view of bytes; what it reaches must have passed the gate."""
-    _, dtype, size, shape, strides, offset = at
-    steps = [stride * size for stride in strides]
-    return np.ndarray(shape, numpy_dtype(dtype), memory, offset * size, steps)
+    return np.ndarray(*array_arguments(memory, at))
 
 
 def misaligned(address: int, align: int) -> BufferError:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final, overload
 
 import numpy as np
 
-from ._buffer import Buffer
-from ._dtypes import exact_int, numpy_dtype
+from ._buffer import Buffer, array_arguments
+from ._dtypes import exact_int
 from ._fields import shown
 from ._reduce import copy_rows, rebuild_soa, reduce_soa
 from ._resolve import numbers_of, pattern_of
@@ -143,15 +143,8 @@ class SoA(_Unfrozen):
             at = self._at(entry)
             if not self.buffer.on_host:
                 return self.buffer.array(at)
-            steps = tuple(stride * at.itemsize for stride in at.strides)
-            memory = self.buffer.root, at.byte_offset
-            known = at.shape, numpy_dtype(at.dtype), *memory, steps
-            keep(self, ("numpy", entry), known)
-        shape, dtype, root, offset, strides = known
-        array: NDArray[Any] = np.ndarray(shape, dtype, root, offset, strides)
-        if strides and not strides[0]:  # all rows are one value
-            array.flags.writeable = False
-        return array
+            known = keep(self, ("numpy", entry), array_arguments(self.buffer.root, at))
+        return np.ndarray(*known)
 
     def _at(self, entry: Entry) -> Strided:
         """Where an entry's elements are: inside the buffer."""

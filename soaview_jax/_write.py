@@ -1,4 +1,4 @@
-"""Model outputs, written into an SoA's columns, or put in their place inside of `jit`."""
+"""Model outputs, written into an SoA's columns."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -49,21 +48,14 @@ def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
     store(matched(soa, spec, targets_of(soa, spec), tensors))
 
 
-class _Known(NamedTuple):
-    """What writes into an SoA again and again: targets, and the memory that they are of."""
-
-    memory: Import
-    targets: list[Target[torch.Tensor]]
-
-
 def targets_of(soa: SoA, spec: Spec) -> list[Target[torch.Tensor]]:
     """Where the spec's tensors are written."""
     try:
-        known: _Known | None = soa.adapter_cache.get(("torch.write", spec.key))
+        known: list[Target[torch.Tensor]] | None = soa.adapter_cache.get(("torch.write", spec.key))
     except (AttributeError, TypeError):  # no SoA, or no spec of it: what follows says so
         known = None
-    if known is not None and known.memory.as_imported():
-        return known.targets
+    if known and known[0].memory.as_imported():  # all are of one memory
+        return known
     if torch.is_inference_mode_enabled():  # what is imported there has no version
         with torch.inference_mode(False):
             return targets_of(soa, spec)
@@ -73,7 +65,7 @@ def targets_of(soa: SoA, spec: Spec) -> list[Target[torch.Tensor]]:
         aliases = [memory.alias(part.strided) for part in parts]
         kind = DTYPE[view.dtype_name], memory.base.device
         targets.append(Target(view.shape, *kind, aliases, memory))
-    return keep(soa, ("torch.write", spec.key), _Known(memory, targets)).targets
+    return keep(soa, ("torch.write", spec.key), targets)
 
 
 def matched(
