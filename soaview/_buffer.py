@@ -194,7 +194,7 @@ class HostBuffer(Buffer):
 
     def array(self, at: Strided) -> NDArray[Any]:
         """The NumPy view of these elements."""
-        return host_array(self.root, at)
+        return host_array(guarded(self.root, at), at)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self.root.__dlpack__(**kwargs)
@@ -228,15 +228,17 @@ def check_address(found: int, address: int, nbytes: int, device: str) -> None:
 ArrayArguments = tuple[tuple[int, ...], np.dtype[Any], "NDArray[np.uint8]", int, tuple[int, ...]]
 
 
-def array_arguments(memory: NDArray[np.uint8], at: Strided) -> ArrayArguments:
-    """What `np.ndarray` takes for these elements of bytes, which must have passed the gate.
-
-    Where all rows are one value the memory is given as read-only.
-    """
-    _, dtype, size, shape, strides, offset = at
-    if strides[:1] == (0,):
+def guarded(memory: NDArray[np.uint8], at: Strided) -> NDArray[np.uint8]:
+    """The bytes, as read-only where all rows of these elements are one value."""
+    if at.strides[:1] == (0,):
         memory = memory[:]
         memory.flags.writeable = False
+    return memory
+
+
+def array_arguments(memory: NDArray[np.uint8], at: Strided) -> ArrayArguments:
+    """What `np.ndarray` takes for these elements of bytes, which must have passed the gate."""
+    _, dtype, size, shape, strides, offset = at
     return shape, numpy_dtype(dtype), memory, offset * size, tuple([n * size for n in strides])
 
 

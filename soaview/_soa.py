@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final, overload
 
 import numpy as np
 
-from ._buffer import Buffer, array_arguments
+from ._buffer import Buffer, array_arguments, guarded
 from ._dtypes import exact_int
 from ._fields import shown
 from ._reduce import copy_rows, rebuild_soa, reduce_soa
@@ -143,7 +143,8 @@ class SoA(_Unfrozen):
             at = self._at(entry)
             if not self.buffer.on_host:
                 return self.buffer.array(at)
-            known = keep(self, ("numpy", entry), array_arguments(self.buffer.root, at))
+            memory = guarded(self.buffer.root, at)
+            known = keep(self, ("numpy", entry), array_arguments(memory, at))
         return np.ndarray(*known)
 
     def _at(self, entry: Entry) -> Strided:
