@@ -9,25 +9,15 @@ import jax
 import numpy as np
 import pytest
 import torch
+from events import LAYOUT
 from jax.sharding import NamedSharding, PartitionSpec
 from places import PretendedMemory
 
 import soaview_jax
 import soaview_torch
-from soaview import Blocks, Column, Layout, Scalar, Spec
+from soaview import Blocks, Column, Layout, Spec
 
 NEEDS = ["torch", "jax"]
-
-LAYOUT = Layout(
-    [
-        Column("x", "float32"),
-        Column("y", "float32"),
-        Column("v", "float64", (3,)),
-        Column("m", "float32", (2, 2)),
-        Scalar("s", "float32"),
-    ]
-)
-
 
 BLOCKS = Blocks({"tracks": LAYOUT, "hits": Layout([Column("x", "float32"), Column("t", "int32")])})
 ROWS = {"tracks": 10, "hits": 33}
