@@ -204,7 +204,9 @@ class HostBuffer(Buffer):
 
     def part(self, first: int, nbytes: int, itemsize: int) -> HostBuffer:
         """Some of the bytes, as memory of its own that is aligned for items of `itemsize`."""
-        return HostBuffer(self.root[first : first + nbytes], nbytes, itemsize)
+        part = HostBuffer(self.root[first : first + nbytes], nbytes, itemsize)
+        part.owner = self.owner
+        return part
 
     @property
     def unguarded(self) -> NDArray[np.uint8]:

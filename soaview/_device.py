@@ -26,10 +26,12 @@ from ._frameworks import (
     bytes_in,
     check_plain,
     check_storage,
+    copied,
     detached,
     filling,
+    made_current,
+    number_of,
     show,
-    showing,
     waiter_in,
 )
 from ._host import ArrayInterface, host_bytes
@@ -106,19 +108,23 @@ class DeviceBuffer(Buffer):
         """
         if self.readonly:
             options.pop("max_version", None)
-        return show(self.memory, at).__dlpack__(**options)
+        shown = show(self.memory, at)
+        if options.get("copy") is True:
+            del options["copy"]
+            shown = copied(shown)
+        with made_current(shown):
+            return shown.__dlpack__(**options)
 
     def dlpack_device(self, at: Strided) -> tuple[int, int]:
-        """DLPack's numbers for the device; who adopts managed memory calls it CUDA's."""
-        managed = self.memory.kind == 13 and showing(self.memory.source)
-        return 2 if managed else self.memory.kind, self.memory.number
+        """DLPack's numbers for the device."""
+        return self.memory.kind, self.memory.number
 
     def interface(self, at: Strided) -> dict[str, Any]:
         """The CUDA array interface of these elements, version 3.
 
         https://nvidia.github.io/numba-cuda/user/cuda_array_interface.html
         """
-        if DEVICES[self.memory.kind] != "cuda":
+        if not DEVICES[self.memory.kind].startswith("cuda"):
             return super().interface(at)
         if at.dtype == "bfloat16":
             raise AttributeError("the CUDA array interface has no bfloat16")
@@ -144,8 +150,11 @@ class DeviceBuffer(Buffer):
     def _whole(self) -> Strided:
         return Strided("the memory", "uint8", 1, (self.nbytes,), (1,), 0)
 
-    def filling(self, at: Strided, values: Any) -> Callable[[], object]:
-        """What writes values of this device over these elements; it refuses before."""
+    def filling(self, at: Strided, values: Any) -> Callable[[], Callable[[], object]]:
+        """What writes values of this device over these elements; it refuses before.
+
+        It gives what waits until that is done: until then somebody must hold the values.
+        """
         return filling(show(self.memory, at), values)
 
     def bytes_in(self, framework: str) -> Any:
@@ -196,7 +205,8 @@ def _exported(owner: Any, asked: Asked) -> DeviceMemory | None:
             source = detached(owner)
             if kind in ON_HOST:
                 check_plain(source)
-            capsule = capsule_of(owner)
+            with made_current(source):
+                capsule = capsule_of(owner)
         except Exception as error:  # somebody else's code may raise anything
             raise BufferError(
                 f"{name} has no memory to wrap ({error}); pass a plain dense array, detached"
@@ -206,7 +216,8 @@ def _exported(owner: Any, asked: Asked) -> DeviceMemory | None:
     if interface is None:
         return None
     try:
-        return of_interface(interface, asked)
+        memory = of_interface(interface, asked)
+        return memory._replace(number=number_of(memory))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BufferError(f"{name}'s __cuda_array_interface__ is not one ({error})") from error
 
@@ -228,10 +239,11 @@ def located(
         )
     if readonly is not True and readonly is not False:
         raise TypeError(f"readonly must be True or False, got {readonly!r:.60}")
-    if stream is not None and found[1] != "cuda":
-        raise ValueError(f"a stream is CUDA's; the memory is on {device}")
+    if stream is not None and found[1] not in ("cuda", "cuda_managed", "rocm"):
+        raise ValueError(f"a stream is CUDA's or ROCm's; the memory is on {device}")
     address, kind = check_pointer(address, size), KINDS[found[1]]
-    return DeviceMemory(address, needed, readonly, kind, int(found[2] or 0), check_stream(stream))
+    number, stream = int(found[2] or 0), check_stream(stream, found[1])
+    return DeviceMemory(address, needed, readonly, kind, number, stream)
 
 
 def pointed(

@@ -27,7 +27,7 @@ DEVICES = {
     17: "maia",
     3: "cuda",  # pinned, which the host reads
     11: "rocm",  # likewise
-    13: "cuda",  # managed
+    13: "cuda_managed",
 }
 KINDS = {name: kind for kind, name in reversed(DEVICES.items())}
 ON_HOST = {1, 3, 11}
@@ -169,13 +169,16 @@ def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> Device
 
 def _device_of(kind: int, number: int) -> tuple[str, int]:
     """Managed memory is CUDA's to some; the host has one number."""
-    return ("cpu", 0) if kind in ON_HOST else (DEVICES[kind], number)
+    return ("cpu", 0) if kind in ON_HOST else (DEVICES[kind].removesuffix("_managed"), number)
 
 
 def of_interface(interface: Any, asked: Asked) -> DeviceMemory:
-    """What a CUDA array interface says. It names no device: the first one is meant."""
-    if interface["version"] not in (2, 3) or interface.get("mask") is not None:
-        raise ValueError("version 2 or 3 is needed, without a mask")
+    """What a CUDA array interface says. It names no device: the first one, if nobody knows better.
+
+    Versions differ in what nobody needs here, and in the stream; RMM calls its own 0.
+    """
+    if interface["version"] not in (0, 1, 2, 3) or interface.get("mask") is not None:
+        raise ValueError("a version up to 3 is needed, without a mask")
     if not isinstance(interface["typestr"], str):
         raise TypeError(f"its typestr is {interface['typestr']!r}")
     dtype = np.dtype(interface["typestr"])
@@ -226,12 +229,12 @@ def check_pointer(value: object, size: int) -> int:
     return address
 
 
-def check_stream(value: object) -> int | None:
-    """A CUDA stream as an integer, or None."""
+def check_stream(value: object, device: str = "cuda") -> int | None:
+    """A stream as an integer, or None; ROCm's default one is 0, which CUDA leaves out."""
     if value is None:
         return None
     stream = exact_int(value, "stream")
-    if not 0 < stream < 2**64:
+    if not (device != "rocm") <= stream < 2**64:
         raise ValueError(
             f"stream must be a positive integer, got {stream}: 1 is the legacy default stream, 2 "
             f"the thread's"

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
-from operator import setitem
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ._buffer import check_address
@@ -29,7 +28,7 @@ class Interface:
     """
 
     def __init__(self, memory: DeviceMemory) -> None:
-        if DEVICES[memory.kind] != "cuda":
+        if not (DEVICES[memory.kind].startswith("cuda") or _is_torchs_rocm(memory)):
             raise BufferError(
                 f"bare memory on {memory.device} has no protocol, as CUDA's has; wrap what speaks "
                 f"DLPack"
@@ -50,6 +49,45 @@ def framework_of(thing: object) -> str:
     return type(thing).__module__.partition(".")[0]
 
 
+def _is_torchs_rocm(memory: DeviceMemory) -> bool:
+    """Whether torch is built for ROCm, and the memory is there: to torch that is CUDA's."""
+    torch = sys.modules.get("torch")
+    return DEVICES[memory.kind] == "rocm" and torch is not None and torch.version.hip is not None
+
+
+def made_current(thing: object) -> AbstractContextManager[object]:
+    """Makes the device of a framework's array the current one.
+
+    torch refuses to export from any other, and CuPy takes a stream of the current one.
+    """
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None and isinstance(thing, torch.Tensor) and thing.device.type == "cuda":
+        found: AbstractContextManager[object] = torch.cuda.device(thing.device)
+        return found
+    if cupy is not None and isinstance(thing, cupy.ndarray):
+        return cupy.cuda.Device(thing.device.id)  # type: ignore[no-any-return]
+    return nullcontext()
+
+
+def number_of(memory: DeviceMemory) -> int:
+    """The number of the CUDA device that an address is on, as torch or CuPy knows it.
+
+    Where neither is there, or knows of the address, it is what the memory says.
+    """
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if not memory.size:
+        return memory.number
+    try:
+        if torch is not None and torch.cuda.is_available():
+            return int(torch.as_tensor(Interface(memory._replace(stream=None))).device.index)
+        if cupy is not None:
+            found = int(cupy.cuda.runtime.pointerGetAttributes(memory.address).device)
+            return found if found >= 0 else memory.number
+    except (RuntimeError, TypeError, ValueError):  # it is no address of CUDA's
+        pass
+    return memory.number
+
+
 def bytes_in(framework: str, memory: DeviceMemory) -> Any:
     """The bytes as a flat array of the framework's; their address is not checked.
 
@@ -65,11 +103,22 @@ def _bytes_in_torch(memory: DeviceMemory) -> Any:
     torch, source = sys.modules["torch"], memory.source
     try:
         if source is None:
-            return torch.as_tensor(Interface(memory), device=memory.device)
-        whole = torch.from_dlpack(source).reshape(-1).view(torch.uint8)
-        part = whole[memory.first :][: memory.size]
-        # `as_strided` counts from where the storage starts, so that a part needs one of its own.
-        return torch.from_dlpack(part) if part.storage_offset() else part
+            device = memory.device.replace("rocm", "cuda")  # as torch calls it
+            return torch.as_tensor(Interface(memory), device=device)
+        if isinstance(source, torch.Tensor):
+            # A view of it, so that torch's allocator knows whose memory it is: `record_stream`
+            # needs that.
+            items = source.as_strided((source.numel(),), (1,), source.storage_offset())
+        else:
+            with made_current(source):
+                items = torch.from_dlpack(source).reshape(-1)
+        part = items.view(torch.uint8)[memory.first :][: memory.size]
+        if part.storage_offset() % 16 or part.is_inference():
+            # An offset between items is none that torch has, and what was made in inference mode
+            # takes no part in a backward pass: these start anew.
+            with made_current(part):
+                return torch.from_dlpack(part)
+        return part
     except (AssertionError, BufferError, RuntimeError, TypeError) as error:
         raise BufferError(f"torch does not take memory on {memory.device}: {error}") from error
 
@@ -82,16 +131,40 @@ def waiter_in(framework: str, memory: DeviceMemory, device: Any) -> Callable[[],
     if framework != "torch":
         return None
     torch, source = sys.modules["torch"], memory.source
-    if memory.stream is not None:
-        theirs = torch.cuda.ExternalStream(memory.stream, device=device)
-        return lambda: torch.cuda.current_stream(device).wait_stream(theirs)
+    default = 0 if torch.version.hip is not None else 1  # as DLPack numbers the default stream
+    stream = memory.stream
+    if stream is not None:
+        # torch knows the default stream by another number, and takes no other for it.
+        theirs = (
+            torch.cuda.default_stream(device)
+            if stream == default
+            else torch.cuda.ExternalStream(stream, device=device)
+        )
+
+        def wait() -> None:
+            _check_no_capture(memory)
+            torch.cuda.current_stream(device).wait_stream(theirs)
+
+        return wait
     if device.type != "cuda" or source is None or isinstance(source, torch.Tensor):
         return None  # torch's own streams are the user's to order
-    default = 0 if torch.version.hip is not None else 1  # as DLPack numbers the default stream
-    # The producer orders its work before the stream that it is given; the capsule is not used.
-    return lambda: source.__dlpack__(
-        stream=torch.cuda.current_stream(device).cuda_stream or default
-    )
+
+    def ask() -> None:
+        _check_no_capture(memory)
+        # The producer orders its work before the stream that it is given; the capsule is not used.
+        with made_current(source):
+            source.__dlpack__(stream=torch.cuda.current_stream(device).cuda_stream or default)
+
+    return ask
+
+
+def _check_no_capture(memory: DeviceMemory) -> None:
+    """Raise while torch captures a CUDA graph, which cannot wait for work outside of it."""
+    if sys.modules["torch"].cuda.is_current_stream_capturing():
+        raise BufferError(
+            f"a CUDA graph is being captured, and cannot wait for who writes the memory on "
+            f"{memory.device}; take the tensors before the capture, and use them in it"
+        )
 
 
 def _check_address(found: int, memory: DeviceMemory) -> None:
@@ -106,16 +179,17 @@ def _shown_by_torch(memory: DeviceMemory, at: Strided) -> Any:
         assert waiter is not None
         waiter()
     items = whole.view(getattr(torch, at.dtype))
-    return items.as_strided(at.shape, at.strides, at.offset)
+    return items.as_strided(at.shape, at.strides, items.storage_offset() + at.offset)
 
 
 def _shown_by_cupy(memory: DeviceMemory, at: Strided) -> Any:
     cupy, source = sys.modules["cupy"], memory.source
-    if source is None:
-        data = cupy.asarray(Interface(memory)).data
-    else:
-        whole = source if isinstance(source, cupy.ndarray) else cupy.from_dlpack(source)
-        data = whole.data + memory.first
+    with cupy.cuda.Device(memory.number):
+        if source is None:
+            data = cupy.asarray(Interface(memory)).data
+        else:
+            whole = source if isinstance(source, cupy.ndarray) else cupy.from_dlpack(source)
+            data = whole.data + memory.first
     _check_address(data.ptr, memory)
     strides = tuple(stride * at.itemsize for stride in at.strides)
     return cupy.ndarray(at.shape, numpy_dtype(at.dtype), data + at.byte_offset, strides)
@@ -126,12 +200,14 @@ Show = Callable[["DeviceMemory", "Strided"], Any]
 _SHOW: dict[str, Show] = {"torch": _shown_by_torch, "cupy": _shown_by_cupy}
 
 
-def showing(source: object) -> list[Show]:
+def _showing(memory: DeviceMemory) -> list[Show]:
     """Who can show a part of this memory: the framework of its source, or those imported."""
-    own = framework_of(source)
+    own = framework_of(memory.source)
     if own in _SHOW:
         return [_SHOW[own]]
-    return [show for name, show in _SHOW.items() if name in sys.modules]
+    takes_managed = DEVICES[memory.kind] == "cuda_managed"
+    names = [name for name in _SHOW if name != "torch" or not takes_managed]
+    return [_SHOW[name] for name in names if name in sys.modules]
 
 
 def show(memory: DeviceMemory, at: Strided) -> Any:
@@ -141,7 +217,7 @@ def show(memory: DeviceMemory, at: Strided) -> Any:
         BufferError: none of them takes the memory, or none has been imported.
     """
     refused: Exception | None = None
-    for by in showing(memory.source):
+    for by in _showing(memory):
         try:
             return by(memory, at)
         except BufferError as error:
@@ -155,11 +231,42 @@ def show(memory: DeviceMemory, at: Strided) -> Any:
     )
 
 
-def filling(target: Any, array: Any) -> Callable[[], object]:
-    """What writes an array of this device, of any framework's, over a target that `show` gave."""
-    given = sys.modules[framework_of(target)].from_dlpack(array)
-    write = target.copy_ if hasattr(target, "copy_") else partial(setitem, target, ...)
-    return partial(write, given)
+def copied(shown: Any) -> Any:
+    """A copy of what `show` gave, in order, by its own framework."""
+    with made_current(shown):
+        if framework_of(shown) != "torch":
+            return shown.copy()
+        return shown.clone(memory_format=sys.modules["torch"].contiguous_format)
+
+
+def filling(target: Any, array: Any) -> Callable[[], Callable[[], object]]:
+    """What writes an array of this device, of any framework's, over a target that `show` gave.
+
+    It gives what waits until that is done: until then somebody must hold the array.
+    """
+    name = framework_of(target)
+    framework = sys.modules[name]
+    with made_current(target):
+        given = framework.from_dlpack(array)
+
+    def fill() -> Callable[[], object]:
+        stream = None
+        with made_current(target):
+            if name == "torch":
+                target.copy_(given)
+                if target.device.type == "cuda":
+                    stream = framework.cuda.current_stream(target.device)
+            else:
+                target[...] = given
+                if name == "cupy":
+                    stream = framework.cuda.get_current_stream()
+        return _nothing if stream is None else stream.synchronize
+
+    return fill
+
+
+def _nothing() -> None:
+    """There is nothing to wait for."""
 
 
 def check_storage(owner: Any) -> None:

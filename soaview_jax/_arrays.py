@@ -16,9 +16,7 @@ from soaview.adapter import Gather, check_copy, host_array, is_dense, keep, view
 from ._extract import extract
 from ._leaves import Leaves
 from ._pytree import from_leaves, imported, leaves
-from ._settings import NARROW, op_by_op, x64
-
-_ALIGNMENT = 64  # bytes; XLA's CPU client copies what does not start on such an address
+from ._settings import NARROW, alignment_on, op_by_op, x64
 
 
 def arrays(
@@ -177,11 +175,11 @@ def _obstacle(soa: SoA, view: View | Gather) -> str | None:
             "NumPy cannot export bfloat16 through DLPack, and what JAX takes instead it aliases in "
             "row-major order only; take its columns one by one, or let copy=None copy it"
         )
-    start = view.address
-    if start % _ALIGNMENT:
+    start, alignment = view.address, alignment_on(view.device)
+    if start % alignment:
         return (
-            f"it starts at address {start:#x}, {start % _ALIGNMENT} bytes past a multiple of "
-            f"{_ALIGNMENT}, and XLA imports only what starts on one; align the buffer "
+            f"it starts at address {start:#x}, {start % alignment} bytes past a multiple of "
+            f"{alignment}, and XLA imports only what starts on one; align the buffer "
             f"(layout.allocate does) and the first row of a slice, or let copy=None copy it"
         )
     return None

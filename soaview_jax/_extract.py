@@ -26,7 +26,7 @@ def extract(view: View | Gather, start: jax.Array | None = None) -> jax.Array:
     Its rows begin where the view's do, or at a traced `start`.
     """
     if 0 in view.shape:
-        return jnp.zeros(view.shape, view.dtype_name)
+        return jnp.zeros(view.shape, view.dtype_name, device=_device_of(view))
     found = []
     for span in _spans(view):
         axes, numbers = span.in_memory()
@@ -102,6 +102,15 @@ class _Span(NamedTuple):
         ]
         axes = sorted(range(found.ndim), key=lambda axis: -reach[axis])
         return axes, found.transpose(axes).ravel()
+
+
+def _device_of(view: View | Gather) -> jax.Device | None:
+    """The one device that the view's SoA is on; None where it is traced, or on several."""
+    buffer = (view if isinstance(view, View) else view.parts[0]).buffer
+    assert isinstance(buffer, Leaves)
+    arrays = [leaf for leaf in buffer.leaves if isinstance(leaf, jax.Array)]
+    devices = set() if buffer.traced else {d for leaf in arrays for d in leaf.devices()}
+    return devices.pop() if len(devices) == 1 else None
 
 
 def _spans(view: View | Gather) -> list[_Span]:

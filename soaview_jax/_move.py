@@ -48,7 +48,10 @@ def to(soa: Movable, device: jax.Device | NamedSharding) -> Movable:
 def _to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
     check_soa(soa)
     if isinstance(device, jax.Device):
-        return from_leaves(soa.layout, soa.rows, jax.device_put(leaves(soa), device))
+        # Memory of another framework's on a device is copied, for it may be donated here.
+        foreign = not (soa.buffer.on_host or soa.buffer.piecewise)
+        made = jax.device_put(leaves(soa), device, may_alias=False if foreign else None)
+        return from_leaves(soa.layout, soa.rows, made)
     sharding = device
     if (
         not isinstance(sharding, NamedSharding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ from soaview import Blocks, Layout, SoA, SoABlocks, View
 from soaview.adapter import ITEMSIZE, Buffer, keep, numpy_dtype, runs
 
 from ._leaves import Leaves, bits_of, name_of
-from ._settings import NARROW, x64
+from ._settings import NARROW, alignment_on, x64
 
 
 def leaves(soa: SoA) -> tuple[Any, ...]:
@@ -78,13 +79,48 @@ def _run_of_a_device(
 
 def imported(view: View, *, copy: bool | None) -> jax.Array:
     """A dense view of another device's memory; a copy, with `copy=None`, where XLA needs one."""
+    given: View | _Copy = view
+    if copy is None and view.address % alignment_on(view.device):
+        given = _Copy(view)
     try:
-        array: jax.Array = jax.dlpack.from_dlpack(view, copy=copy)
+        array: jax.Array = jax.dlpack.from_dlpack(given, copy=copy)
     except (RuntimeError, TypeError, ValueError) as error:
         raise BufferError(
             f"tensor {view.name!r}: JAX does not take memory on {view.device}: {error}"
         ) from error
+    _refuse_donation(array)
     return array
+
+
+class _Copy:
+    """A view that gives capsules of copies, made by the framework that has its memory."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.view.__dlpack__(**{**options, "copy": True})
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.view.__dlpack_device__()
+
+
+def _refuse_donation(array: Any) -> None:
+    """Keep a capsule of an import, for as long as that lives: XLA then raises where it is donated.
+
+    On a GPU it would else write its results there. On a CPU it knows that imports are immutable.
+    """
+    if isinstance(array, jax.core.Tracer):
+        return
+    [device] = array.devices()
+    if device.platform != "cpu":
+        # JAX's own stream waits for the producer already, and so nobody waits here.
+        stream = device.get_stream_for_external_ready_events()
+        weakref.finalize(array, _let_go, array.__dlpack__(stream=stream)).atexit = False
+
+
+def _let_go(capsule: object) -> None:
+    """Nobody holds it any more."""
 
 
 def _own_rows(soa: SoA) -> tuple[Any, ...]:

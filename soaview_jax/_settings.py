@@ -31,6 +31,15 @@ def op_by_op() -> bool:
     return bool(config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
 
 
+def alignment_on(device: str) -> int:
+    """On which addresses, in bytes, XLA takes memory as it is.
+
+    For the CPU's client https://github.com/openxla/xla/blob/main/xla/backends/cpu/alignment.h, for
+    GPUs https://github.com/openxla/xla/blob/main/xla/service/gpu/gpu_constants.h.
+    """
+    return 16 if device.startswith(("cuda", "rocm")) else 64
+
+
 @contextmanager
 def as_it_is() -> Iterator[None]:
     """While memory is only read, a NaN in it is not one that a calculation has made."""

@@ -35,8 +35,9 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
     Args:
         soa: writable memory.
         spec: where each array goes; a scalar is written as `Value(name)`.
-        arrays: in spec order, on the SoA's device, with the shapes and dtypes that `arrays` gives.
-            They are waited for. An array may alias the SoA's buffer, and then changes with it.
+        arrays: in spec order, with the shapes and dtypes that `arrays` gives, on the SoA's device;
+            to an SoA on the host they are brought from any. They are waited for. An array may alias
+            the SoA's buffer, and then changes with it.
 
     Raises:
         TypeError, ValueError: an array of another kind, dtype, shape or device; a column that
@@ -82,8 +83,14 @@ def targets_of(soa: SoA, spec: Spec) -> list[Target[Part]]:
 def matched(
     soa: SoA, spec: Spec, targets: list[Target[Part]], arrays: Sequence[jax.Array]
 ) -> Matches[Part]:
-    """Each array with its target, if all of them fit."""
-    return match(soa, spec, targets, arrays, fits=_fits, describe=_describe)
+    """Each array with its target, if all of them fit; to the host they come from any device."""
+    on_host = soa.buffer.on_host
+
+    def describe(where: str, array: jax.Array) -> Described:
+        shape, dtype, device = _describe(where, array)
+        return shape, dtype, soa.device if on_host else device
+
+    return match(soa, spec, targets, arrays, fits=_fits, describe=describe)
 
 
 def _fits(target: Target[Part], array: jax.Array) -> bool:
@@ -92,7 +99,7 @@ def _fits(target: Target[Part], array: jax.Array) -> bool:
         and not isinstance(array, jax.core.Tracer)
         and array.shape == target.shape
         and array.dtype == target.dtype
-        and device_name(array.devices()) == target.device
+        and (target.memory.on_host or device_name(array.devices()) == target.device)
     )
 
 
@@ -121,8 +128,10 @@ def store(found: Matches[Part]) -> None:
             for (target, _), array in zip(found, arrays, strict=True)
             for (at, _), piece in parts_of(target, array)
         ]
-        for fill in writes:
-            fill()
+        # JAX may use the arrays' memory again as soon as nobody holds them, and who reads it here
+        # does so on a stream of its own.
+        for wait in [fill() for fill in writes]:
+            wait()
 
 
 def _overlaps(array: jax.Array, buffer: Buffer) -> bool:

@@ -17,6 +17,19 @@ NAME = {dtype: name for name, dtype in DTYPE.items()}
 """What soaview calls them."""
 
 
+def name_of(device: torch.device) -> str:
+    """What soaview calls a device: torch calls ROCm's cuda, too."""
+    name = str(device)
+    return name if torch.version.hip is None else name.replace("cuda", "rocm")
+
+
+def device_of(name: torch.device | str) -> torch.device | str:
+    """What torch takes for a device, by its own name or soaview's."""
+    if torch.version.hip is None or not isinstance(name, str):
+        return name
+    return name.replace("rocm", "cuda")
+
+
 class Import(dict[str, torch.Tensor]):
     """A buffer's memory as flat tensors, one per dtype, of one storage and one version counter.
 
@@ -96,7 +109,8 @@ class Import(dict[str, torch.Tensor]):
 
     def alias(self, at: Strided) -> torch.Tensor:
         """The tensor over these elements."""
-        return torch.as_strided(self[at.dtype], at.shape, at.strides, at.offset)
+        flat = self[at.dtype]
+        return torch.as_strided(flat, at.shape, at.strides, flat.storage_offset() + at.offset)
 
 
 def import_of(buffer: Buffer, key: str = "torch") -> Import:

@@ -11,7 +11,7 @@ import torch
 from soaview import Blocks, Layout, SoA, SoABlocks
 from soaview.adapter import INT64_MAX, Buffer, check_soa, copy_rows
 
-from ._memory import to_read
+from ._memory import device_of, name_of, to_read
 
 
 @overload
@@ -46,17 +46,21 @@ def empty(
     nbytes = layout.nbytes(rows)
     if nbytes > INT64_MAX:
         raise MemoryError(f"{rows} rows need {nbytes} bytes")
-    alignment = layout.alignment  # torch's own is 64 or more, which XLA wants
-    with torch.inference_mode(False):
-        memory = torch.empty(
-            nbytes + alignment, dtype=torch.uint8, device=device, pin_memory=pin_memory
-        )
-    try:
-        first = -memory.data_ptr() % alignment
-    except RuntimeError:
-        raise TypeError(
-            "inside torch.func.grad or functionalize, torch gives no real memory; take it outside"
-        ) from None
+    first, alignment = 0, layout.alignment  # torch's own is 64 or more, which XLA wants
+    for spare in (0, alignment):  # which doubles a power of two, where memory is pinned
+        with torch.inference_mode(False):
+            memory = torch.empty(
+                nbytes + spare, dtype=torch.uint8, device=device_of(device), pin_memory=pin_memory
+            )
+        try:
+            first = -memory.data_ptr() % alignment
+        except RuntimeError:
+            raise TypeError(
+                "inside torch.func.grad or functionalize, torch gives no real memory; take it "
+                "outside"
+            ) from None
+        if not first:
+            break
     return layout.wrap(memory[first : first + nbytes], rows)
 
 
@@ -73,7 +77,8 @@ def to(soa: Movable, device: torch.device | str, *, non_blocking: bool = False) 
         soa: any, or blocks of them.
         device: where to; `"cuda"` is torch's current one.
         non_blocking: return before the transfer is done, as torch's own `to` does: memory of the
-            host must be pinned for that, and left alone until torch's stream has got there.
+            host must be pinned for that, as `empty` pins it, and must not be written until torch's
+            stream has got there. It may be dropped at once where torch owns it.
 
     >>> from soaview import Column
     >>> soa = Layout([Column("pt", "float32")]).pack({"pt": [1.0, 2.0]})
@@ -82,15 +87,17 @@ def to(soa: Movable, device: torch.device | str, *, non_blocking: bool = False) 
     """
     if not isinstance(soa, SoABlocks):
         check_soa(soa)
-    target = torch.empty(0, device=device).device  # with its number
-    if str(target) == soa.device:
+    target = torch.empty(0, device=device_of(device)).device  # with its number
+    if name_of(target) == soa.device:
         return soa
     if (soa if isinstance(soa, SoABlocks) else soa.buffer).piecewise:
         soa = copy.deepcopy(soa)
     with torch.inference_mode(False), torch.no_grad():
         source = _bytes(soa.buffer)
         if isinstance(soa, SoA) and soa.rows != soa.capacity:
-            part = _bytes(empty(soa.layout, soa.rows, device=source.device).buffer)
+            pinned = source.is_pinned()
+            rows_alone = empty(soa.layout, soa.rows, device=source.device, pin_memory=pinned)
+            part = _bytes(rows_alone.buffer)
             rows = range(soa.start, soa.start + soa.rows)
             copy_rows(soa.layout, soa.capacity, rows, source, part)
             source = part
@@ -100,6 +107,14 @@ def to(soa: Movable, device: torch.device | str, *, non_blocking: bool = False) 
 
 
 def _bytes(buffer: Buffer) -> torch.Tensor:
+    owner = buffer.owner
+    if buffer.on_host and isinstance(owner, torch.Tensor) and owner.is_pinned():
+        # A view of it, whose memory torch's allocator does not use again before a copy is done.
+        items = owner.detach().as_strided((owner.numel(),), (1,), owner.storage_offset())
+        first = buffer.address - owner.data_ptr()
+        part = items.view(torch.uint8)[max(first, 0) :][: buffer.nbytes]
+        if first >= 0 and len(part) == buffer.nbytes:
+            return part
     memory = to_read(buffer)
     if memory.wait is not None:
         memory.wait()

@@ -84,11 +84,12 @@ def prepare(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> Prepared:
             'memory, numpy.memmap(mode="c"), or to be written itself, mode="r+"'
         )
     memory = import_of(buffer, key)
-    calls = [
-        # An offset of 0 is the default here, and takes torch a while to read.
-        (memory[dtype], shape, strides, offset) if offset else (memory[dtype], shape, strides)
-        for _, dtype, _, shape, strides, offset in found
-    ]
+    calls: list[tuple[Any, ...]] = []
+    for _, dtype, _, shape, strides, offset in found:
+        flat = memory[dtype]
+        first = flat.storage_offset() + offset
+        # Where `flat` starts is the default, and what is given takes torch a while to read.
+        calls.append((flat, shape, strides, first) if offset else (flat, shape, strides))
     return keep(soa, (key, spec.key, padded), (padded, memory, calls))
 
 

@@ -19,7 +19,7 @@ from soaview.adapter import (
     writable_views,
 )
 
-from ._memory import DTYPE, NAME, Import, import_of, is_plain
+from ._memory import DTYPE, NAME, Import, import_of, is_plain, name_of
 
 
 def write(soa: SoA, spec: Spec, tensors: Sequence[torch.Tensor]) -> None:
@@ -118,10 +118,8 @@ def _describe(where: str, tensor: object) -> Described:
             f"{where}: got {type(tensor).__name__}{zeros} of layout {tensor.layout}, expected a "
             f"plain dense torch.Tensor, outside of torch.func transforms and functionalization"
         )
-    device = str(tensor.device)
-    if torch.version.hip is not None:  # there, too, torch calls it cuda
-        device = device.replace("cuda", "rocm")
-    return tuple(tensor.shape), NAME.get(tensor.dtype, str(tensor.dtype)), device
+    dtype = NAME.get(tensor.dtype, str(tensor.dtype))
+    return tuple(tensor.shape), dtype, name_of(tensor.device)
 
 
 def _overlaps(tensor: torch.Tensor, memory: Import) -> bool:

@@ -189,10 +189,12 @@ class JaxAdapter(NumPyAdapter):
             "dense|bfloat16",
         ),
         Divergence(
-            "XLA imports only what starts on a multiple of 64 bytes",
-            lambda view: bool(0 not in view.shape and view.address % 64),
+            "XLA imports only what starts on a multiple of 64 bytes, and on a GPU of 16",
+            lambda view: bool(
+                0 not in view.shape and view.address % (64 if view.device == "cpu" else 16)
+            ),
             BufferError,
-            "multiple of 64|bfloat16",
+            "multiple of (64|16)|bfloat16",
         ),
         Divergence(
             "NumPy does not export bfloat16, and what JAX takes instead is row-major",
@@ -221,7 +223,13 @@ class JaxAdapter(NumPyAdapter):
             yield
 
     def tensors(self, soa, spec, **options):
-        return self.adapter.arrays(soa, spec, **options)
+        return self._there(self.adapter.arrays(soa, spec, **options))
+
+    def _there(self, arrays):
+        """These, which must be on the device of the memory under test."""
+        for array in arrays:
+            assert array.devices() == {self.jax.local_devices()[places.under_test.number]}
+        return arrays
 
     def write(self, soa, spec, tensors):
         self.adapter.write(soa, spec, tensors)
@@ -235,7 +243,8 @@ class JaxAdapter(NumPyAdapter):
         return np.asarray(self.jax.device_put(tensor, device, may_alias=False))
 
     def from_numpy(self, array):
-        return self.jax.numpy.array(array)
+        there = self.jax.local_devices()[places.under_test.number]
+        return self.jax.device_put(self.jax.numpy.array(array), there)
 
     def dtype(self, tensor):
         return tensor.dtype.name
@@ -284,7 +293,7 @@ class JitAdapter(JaxAdapter):
     def tensors(self, soa, spec, copy=False, padded=False):
         arrays = self._jitted(self.adapter.arrays, spec=spec, copy=copy, padded=padded)
         # The caller may write the memory next, and it is read until the results are there.
-        return self.jax.block_until_ready(arrays(soa))
+        return self._there(self.jax.block_until_ready(arrays(soa)))
 
     def write(self, soa, spec, tensors):
         updated = self._jitted(self._updated, spec=spec)(soa, tensors=tensors)

@@ -20,13 +20,8 @@ from hypothesis import settings
 
 import soaview
 
-# The memory under test is the host's; so are the results that JAX computes from it.
-if any("cuda" in argument for argument in sys.argv):  # both frameworks share the device
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-else:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Of which there are several, for what is split over many. Most of the time of these tests is XLA's
-# compiler's, and how good its machine code is makes no difference to any of them.
+# JAX's host has several devices, for what is split over many. Most of the time of these tests is
+# XLA's compiler's, and how good its machine code is makes no difference to any of them.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
@@ -50,8 +45,9 @@ def pytest_addoption(parser):
         "--device",
         default="cpu",
         help="where the SoAs of the conformance suite are: cpu, cuda, cuda:1 ..., in memory of "
-        "torch's; pretended is the host's memory by the way that a device's goes. With any but the "
-        "first only that suite is run, and what needs a GPU. One that is absent is an error.",
+        "torch's; pretended is the host's memory by the way that a device's goes, and pretended:1 "
+        "the same as of a device of number 1. With any but the first only that suite is run, and "
+        "what needs a GPU. One that is absent is an error.",
     )
     parser.addoption("--data", help="folder with the ROOT files; runs the tests that read them")
 
@@ -73,6 +69,10 @@ def pytest_configure(config):
     )
     config.chosen_adapters = chosen(config)
     device = config.getoption("--device")
+    if device.startswith("cuda"):  # which both frameworks share
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    else:  # where the memory under test is, the results are that JAX computes from it
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
         places.choose(device)
     except (AssertionError, ImportError, RuntimeError) as error:

@@ -16,6 +16,7 @@ class HostMemory:
     """Where the SoAs under test lie; this is the host's memory."""
 
     device = "cpu"
+    number = 0
 
     def wrap(self, layout: Layout, memory: np.ndarray, rows: int) -> SoA:
         """An SoA with these bytes, over memory that nobody else holds."""
@@ -48,7 +49,8 @@ class TorchMemory(HostMemory):
     def __init__(self, device: str) -> None:
         import torch
 
-        self.torch, self.device = torch, str(torch.empty(0, device=device).device)
+        there = torch.empty(0, device=device).device
+        self.torch, self.device, self.number = torch, str(there), there.index or 0
 
     def wrap(self, layout, memory, rows):
         owner = self.torch.from_numpy(aligned(memory)).to(self.device)
@@ -68,22 +70,30 @@ class TorchMemory(HostMemory):
 
     def fill(self, soa, byte):
         soa.buffer.owner.fill_(byte)
+        if self.device != "cpu":  # nobody waits for it who has been given a tensor before
+            self.torch.cuda.synchronize(self.device)
 
 
 class PretendedMemory(TorchMemory):
-    """The host's memory by the way that a device's goes, which needs no device."""
+    """The host's memory by the way that a device's goes, which needs no device.
 
-    def __init__(self) -> None:
+    The device's number is minded by JAX, which has several on the host, and not by torch.
+    """
+
+    def __init__(self, number: int = 0) -> None:
         super().__init__("cpu")
         from soaview._device import DeviceBuffer
         from soaview._dlpack import DeviceMemory
 
-        self.buffer, self.memory = DeviceBuffer, DeviceMemory
+        class Pretended(DeviceMemory):
+            device = "cpu"  # whatever the number, as JAX and torch call it
+
+        self.buffer, self.memory, self.number = DeviceBuffer, Pretended, number
 
     def wrap(self, layout, memory, rows):
         owner = self.torch.from_numpy(memory if memory.flags.writeable else aligned(memory))
         readonly = not memory.flags.writeable
-        at = owner.data_ptr(), len(owner), readonly, 1, 0
+        at = owner.data_ptr(), len(owner), readonly, 1, self.number
         there = self.memory(*at, source=owner, owner=owner)
         buffer = self.buffer(there, layout.nbytes(rows), layout.sizes[-1])
         return SoA(layout, buffer, rows, 0, rows)
@@ -126,7 +136,7 @@ under_test: HostMemory = HostMemory()
 def choose(device: str) -> None:
     """Let the SoAs of the suite be on this device; one that is absent is an error."""
     global under_test
-    if device == "pretended":
-        under_test = PretendedMemory()
+    if device.startswith("pretended"):
+        under_test = PretendedMemory(int(device.partition(":")[2] or 0))
     elif device != "cpu":
         under_test = TorchMemory(device)
