@@ -1,7 +1,9 @@
 """What soaview claims of GPUs, one line each: HOLDS, BROKEN, ERROR or SKIP.
 
-`python first_gpu.py [group ...]` from the root of a checkout. `--dry` runs the same code on the
-host's memory with a stand-in for torch.cuda: it only shows that the script itself has no slips.
+`python tests/first_gpu.py [group ...]` from the root of a checkout, in about two minutes. Each
+group has a process of its own, which is ended after a while. It exits with 1 if anything is BROKEN
+or an ERROR. `--verbose` shows what else is printed. `--dry` runs the same code on the host's memory
+with a stand-in for torch.cuda: that shows that the script has no slips, and nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import faulthandler
 import gc
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -31,7 +34,7 @@ LIMITS = {
     "cost": 50,
 }
 CLAIMS: dict[str, list] = {group: [] for group in LIMITS}
-N = 1 << 20
+N = 1 << (12 if DRY else 20)
 
 
 class Skip(Exception):  # noqa: N818 - no error
@@ -727,10 +730,12 @@ def _():
         check(False, f"{type(error).__name__}: {str(error)[:150]}")
 
 
-@claim("jax", "XLA imports what starts on 16, not 64 (soaview refuses it: more than it must)")
+@claim("jax", "XLA imports what starts on 16, not 64, and so does arrays")
 def _():
     if DRY:
         raise Skip("dry")
+    [x] = sj.arrays(filled(3)[4:], X)
+    check((host(x) == 3).all(), "wrong values")
     t = torch.arange(1024, dtype=torch.float32, device=DEV)[4:]
     a = jax.dlpack.from_dlpack(t, copy=False)
     check(a.unsafe_buffer_pointer() == t.data_ptr() and (host(a + 1) == t.cpu().numpy() + 1).all())
@@ -960,13 +965,18 @@ def _():
     return donated(lambda soa: f(sj.arrays(soa, X)[0]))
 
 
-@claim("donate", "upstream, no soaview: a torch tensor by from_dlpack, donated, stays as it is")
+@claim(
+    "donate",
+    "without soaview, XLA writes into a torch tensor that is donated",
+)
 def _():
+    if DRY:
+        raise Skip("dry")
     f = jax.jit(lambda x: x + 1, donate_argnums=0)
     t = torch.zeros(N, device=DEV)
     f(jax.dlpack.from_dlpack(t)).block_until_ready()
     cuda.synchronize()
-    check(not t.any().item(), "written")
+    check(t.any().item(), "not written: this has been mended")
 
 
 @claim("donate_soa", "an SoA of torch's memory, donated to jit(update): the memory stays as it is")
@@ -990,10 +1000,15 @@ def _():
     return donated(lambda soa: jax.jit(step, donate_argnums=0)(jax.device_put(soa)))
 
 
-@claim("donate_soa", "an SoA that jax.device_put was given, with its own device")
+@claim("donate_soa", "jax.device_put(soa, its own device) gives no protection")
 def _():
-    there = jax.devices()[0]
-    return donated(lambda soa: jax.jit(step, donate_argnums=0)(jax.device_put(soa, there)))
+    if DRY:
+        raise Skip("dry")
+    soa = filled(0)
+    f = jax.jit(step, donate_argnums=0)
+    jax.block_until_ready(f(jax.device_put(soa, jax.devices()[0])))
+    cuda.synchronize()
+    check(soa.buffer.owner.any().item(), "not written: the documents can say so")
 
 
 @claim("donate_soa", "an SoA that went through a jitted function as it was")
@@ -1116,45 +1131,54 @@ def _():
 # ---------------------------------------------------------------- what it costs
 
 
-def microseconds(call, rounds=2000):
-    for _ in range(50):
-        call()
-    cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(rounds):
-        call()
-    found = (time.perf_counter() - begin) / rounds * 1e6
-    cuda.synchronize()
-    return found
+def medians(*calls, rounds=15, each=100):
+    """Microseconds of each call, worked out by turns."""
+    found = [[] for _ in calls]
+    for _ in range(rounds + 1):
+        for times, call in zip(found, calls, strict=True):
+            begin = time.perf_counter()
+            for _ in range(each):
+                call()
+            times.append((time.perf_counter() - begin) / each * 1e6)
+            cuda.synchronize()
+    return [statistics.median(times[1:]) for times in found]
 
 
-@claim("cost", "a call of tensors on torch's memory takes under 10 us")
+@claim("cost", "`tensors` take no longer than torch.stack of 1000 rows of two columns")
 def _():
-    soa = filled(1)
-    found = microseconds(lambda: st.tensors(soa, XY))
-    check(found < 10, f"{found:.1f} us")
-    return f"{found:.1f} us"
+    soa = filled(1, 1000)
+    columns = st.tensors(soa, sv.Spec(x="x", y="y"))
+    view, stack = medians(lambda: st.tensors(soa, XY), lambda: torch.stack(columns, 1))
+    check(view <= stack, f"{view:.1f} us, stack {stack:.1f}")
+    return f"{view:.1f} us, stack {stack:.1f}"
 
 
-@claim("cost", "on a pointer with a stream under 30 us (two events)")
+@claim("cost", "where a stream is waited for, at most three times torch's own wait for it more")
 def _():
-    soa = pointed(bare(), stream=cuda.Stream().cuda_stream)
-    found = microseconds(lambda: st.tensors(soa, XY))
-    check(found < 30, f"{found:.1f} us")
-    return f"{found:.1f} us"
+    owner, side = bare(), cuda.Stream()
+    soa, same = pointed(owner, stream=side.cuda_stream), LAYOUT.wrap(owner, N)
+    found = medians(
+        lambda: st.tensors(soa, XY),
+        lambda: st.tensors(same, XY),
+        lambda: cuda.current_stream().wait_stream(side),
+    )
+    told = "{:.1f} us, without a stream {:.1f}, a wait {:.1f}".format(*found)
+    check(DRY or found[0] <= found[1] + 3 * found[2], told)
+    return told
 
 
-@claim(
-    "cost",
-    "arrays on torch's memory under 100 us; as argument of jit under 200 us more than a JAX array",
-)
+@claim("cost", "`arrays` take at most four imports of JAX's, jit at most ten more")
 def _():
     soa, f, g = filled(1), jax.jit(lambda s: sj.arrays(s, X)[0] + 0), jax.jit(lambda x: x + 0)
-    own, rounds = jnp.zeros(N), 300
-    eager = microseconds(lambda: sj.arrays(soa, XY), rounds)
-    inside = microseconds(lambda: f(soa), rounds) - microseconds(lambda: g(own), rounds)
-    told = f"arrays {eager:.0f} us, jit {inside:.0f} us more"
-    check(eager < 100 and inside < 200, told)
+    own, tensor = jnp.zeros(N), torch.zeros(N, device=DEV)
+    found = medians(
+        lambda: sj.arrays(soa, X),
+        lambda: jax.dlpack.from_dlpack(tensor, copy=False),
+        lambda: f(soa),
+        lambda: g(own),
+    )
+    told = "{:.0f} us, an import {:.0f}, jit of the SoA {:.0f}, of an array {:.0f}".format(*found)
+    check(found[0] <= 4 * found[1] and (DRY or found[2] <= found[3] + 10 * found[1]), told)
     return told
 
 
@@ -1163,6 +1187,8 @@ def _():
     "a view with a model is at least as fast as torch.stack with it, at 10^6 rows and 16 columns",
 )
 def _():
+    if DRY:
+        raise Skip("dry")
     names = [f"c{i}" for i in range(16)]
     soa = st.empty(sv.Layout([sv.Column(n, "float32") for n in names]), N, device=DEV)
     soa.buffer.owner.zero_()
@@ -1171,22 +1197,23 @@ def _():
         torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1)
     ).to(DEV)
 
-    def timed(call):
-        call()
-        cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(20):
+    def waited(call):
+        def run():
             call()
-        cuda.synchronize()
-        return (time.perf_counter() - begin) / 20 * 1e3
+            cuda.synchronize()
+
+        return run
 
     with torch.no_grad():
         ready = torch.stack(columns, 1)
-        view = timed(lambda: model(st.tensors(soa, sv.Spec(x=names))[0]))
-        stack = timed(lambda: model(torch.stack(columns, 1)))
-        alone = timed(lambda: model(ready))
-    told = f"view {view:.2f} ms, stack {stack:.2f}, contiguous and ready {alone:.2f}"
-    check(view <= stack * 1.05, told)
+        found = medians(
+            waited(lambda: model(st.tensors(soa, sv.Spec(x=names))[0])),
+            waited(lambda: model(torch.stack(columns, 1))),
+            waited(lambda: model(ready)),
+            each=5,
+        )
+    told = "view {:.0f} us, stack {:.0f}, contiguous and ready {:.0f}".format(*found)
+    check(found[0] <= found[1] * 1.05, told)
     return told
 
 
@@ -1296,7 +1323,7 @@ def main():
             for line in other[-25:]:
                 print("    |", line[:240])
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())), flush=True)
-    return 0
+    return int("BROKEN" in counts or "ERROR" in counts)
 
 
 if __name__ == "__main__":
