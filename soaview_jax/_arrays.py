@@ -30,10 +30,11 @@ def arrays(
     subnormal numbers can become zero, as in its arithmetic.
 
     Outside, XLA imports only memory that is dense, in any order of the axes, and starts on a
-    multiple of 64 bytes. A column of plain numbers is dense at every row count; a vector, a matrix
-    or neighbouring columns are when no padding lies between them. Read-only memory is welcome. Of
-    another framework's memory on a device, JAX imports views of torch's or CuPy's, one of which
-    must have been imported; JAX's stream waits for the producer's.
+    multiple of 64 bytes, on a GPU of 16. A column of plain numbers is dense at every row count; a
+    vector, a matrix or neighbouring columns are when no padding lies between them. Read-only memory
+    is welcome. Of another framework's memory on a device, JAX imports views of torch's or CuPy's,
+    one of which must have been imported; JAX's stream waits for the producer's. On a GPU, XLA
+    refuses to be given such arrays by donation.
 
     JAX computes asynchronously, over the memory itself: results still being computed see what is
     written into it, so write when `jax.block_until_ready` has returned them. Arrays outside of

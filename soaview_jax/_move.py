@@ -20,8 +20,9 @@ def to(soa: Movable, device: jax.Device | NamedSharding) -> Movable:
     """The SoA on another device, or split over those of a mesh, for the inside of `jit`.
 
     One transfer for each device and leaf, which is a run of neighbouring fields of one dtype;
-    scalars go to all devices. On the CPU a part may be the memory itself, so leave that alone while
-    the result is in use.
+    scalars go to all devices. Memory of another framework's that is on a device is copied, also to
+    that device, so that the result is JAX's own, and can be donated. From the host to JAX's CPU a
+    part may be the memory itself, so leave that alone while the result is in use.
 
     Args:
         soa: any, or blocks of them.

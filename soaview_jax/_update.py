@@ -22,7 +22,7 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
 
     What comes out of `jit` is an SoA like any other, but immutable: its columns are XLA's. Where a
     jitted function is given such an SoA in `donate_argnums`, the columns change in place. Memory of
-    yours is never changed, donated or not. Outside of `jit` all columns are copied first, also
+    yours is never changed: on the host it is left alone, on a GPU XLA refuses the donation. Outside of `jit` all columns are copied first, also
     those of an SoA that JAX made, which may lie over memory of yours; what comes out is finished. A
     slice of your memory gives an SoA of its rows alone.
 
