@@ -22,9 +22,10 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
 
     What comes out of `jit` is an SoA like any other, but immutable: its columns are XLA's. Where a
     jitted function is given such an SoA in `donate_argnums`, the columns change in place. Memory of
-    yours is never changed: on the host it is left alone, on a GPU XLA refuses the donation. Outside of `jit` all columns are copied first, also
-    those of an SoA that JAX made, which may lie over memory of yours; what comes out is finished. A
-    slice of your memory gives an SoA of its rows alone.
+    yours is never changed: on the host it is left alone, on a GPU XLA refuses the donation. Outside
+    of `jit` all columns are copied first, also those of an SoA that JAX made, which may lie over
+    memory of yours; what comes out is finished. A slice of your memory gives an SoA of its rows
+    alone.
 
     Padding is zero in the leaves that change, outside of `jit` in all of them: no NaN is there that
     is no value. The other leaves keep what somebody wrote there, and `jax.tree.map` and

@@ -46,7 +46,11 @@ FAR = 0x7F00_0000_0000
         ({"stream": 0}, ValueError, "stream must be a positive integer, got 0"),
         ({"stream": 2**64}, ValueError, "stream must be a positive integer"),
         ({"stream": True}, TypeError, "stream must be an integer"),
-        ({"stream": 1, "device": "cpu"}, ValueError, "a stream is CUDA's or ROCm's; the memory is on cpu"),
+        (
+            {"stream": 1, "device": "cpu"},
+            ValueError,
+            "a stream is CUDA's or ROCm's; the memory is on cpu",
+        ),
         ({"owner": 1, "finalizer": print}, TypeError, "either an owner or a finalizer"),
         ({"finalizer": 3}, TypeError, "finalizer must be callable"),
     ],
