@@ -119,7 +119,7 @@ def _bytes_in_torch(memory: DeviceMemory) -> Any:
             with made_current(part):
                 return torch.from_dlpack(part)
         return part
-    except (AssertionError, BufferError, RuntimeError, TypeError) as error:
+    except (AssertionError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise BufferError(f"torch does not take memory on {memory.device}: {error}") from error
 
 
