@@ -113,9 +113,7 @@ def _bytes_in_torch(memory: DeviceMemory) -> Any:
             with made_current(source):
                 items = torch.from_dlpack(source).reshape(-1)
         part = items.view(torch.uint8)[memory.first :][: memory.size]
-        if part.storage_offset() % 16 or part.is_inference():
-            # An offset between items is none that torch has, and what was made in inference mode
-            # takes no part in a backward pass: these start anew.
+        if part.storage_offset() % 16:  # between items there is no offset that torch has
             with made_current(part):
                 return torch.from_dlpack(part)
         return part

@@ -99,7 +99,7 @@ def _fits(target: Target[Part], array: jax.Array) -> bool:
         and not isinstance(array, jax.core.Tracer)
         and array.shape == target.shape
         and array.dtype == target.dtype
-        and (target.memory.on_host or device_name(array.devices()) == target.device)
+        and device_name(array.devices()) == target.device
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import fake_cupy
 import numpy as np
 import pytest
@@ -120,7 +122,9 @@ def test_however_the_memory_came(cupy, by):
 
 
 def test_the_device_of_the_memory_is_the_current_one(cupy):
-    """CuPy takes the current device's stream when it exports, and when it writes."""
+    """CuPy takes the current device's stream when it exports, and what it adopts is there."""
+    pointed = LAYOUT.from_pointer(1 << 40, 33, device="cuda:1")
+    assert shown(views(pointed, Spec(x="x"))[0]).device.id == 1
     soa = LAYOUT.wrap(on_device(aligned(np.zeros(LAYOUT.nbytes(33), np.uint8))), 33)
     assert fake_cupy.did == [("exported", 1, None)]
     [x] = views(soa, Spec(x="x"))
@@ -171,8 +175,10 @@ def test_memory_that_moved(cupy):
         shown(views(soa, Spec(x="x"))[0])
 
 
-def test_managed_memory(cupy):
-    """It has a name of its own, and only CuPy shows it."""
+def test_managed_memory(cupy, monkeypatch):
+    """It has a name of its own, and only CuPy shows it: torch is not asked."""
+    monkeypatch.setitem(_frameworks._SHOW, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch", cupy))
     memory = aligned(np.zeros(LAYOUT.nbytes(33), np.uint8))
     soa = LAYOUT.wrap(on_device(memory, 0, kind=13), 33)
     assert soa.device == "cuda_managed:0"
@@ -185,8 +191,10 @@ def test_managed_memory(cupy):
     assert isinstance(shown(views(soa, Spec(x="x"))[0]), fake_cupy.ndarray)
 
 
-def test_the_device_of_an_interface(cupy):
+def test_the_device_of_an_interface(cupy, monkeypatch):
     """The protocol has none: who knows the pointer is asked; else the first one is meant."""
+    if "torch" in sys.modules:  # who is asked first, where it has a GPU
+        monkeypatch.setattr(sys.modules["torch"].cuda, "is_available", lambda: False)
     memory = aligned(np.zeros(LAYOUT.nbytes(33), np.uint8))
     assert LAYOUT.wrap(OnlyInterface(memory), 33).device == "cuda:1"
     unknown = OnlyInterface(memory, data=(2**40, False))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from adapters import spec_of
 from cases import layout_of, wrapped
+from places import soon, unheld
 
 from soaview import Blocks, Column, Layout, Scalar, SoA, Spec, Value, views
 
@@ -222,7 +223,7 @@ def test_shared_memory(adapter):
         assert (adapter.to_numpy(xy) == [1, 2]).all()
         assert adapter.to_numpy(n) == 3
         del soa, xy, n
-        shared.close()
+        assert soon(lambda: unheld(shared.close))
     finally:
         shared.unlink()
 
