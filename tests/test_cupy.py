@@ -177,7 +177,7 @@ def test_memory_that_moved(cupy):
 
 def test_managed_memory(cupy, monkeypatch):
     """It has a name of its own, and only CuPy shows it: torch is not asked."""
-    monkeypatch.setitem(_frameworks._SHOW, "torch", None)
+    monkeypatch.setattr(_frameworks, "_SHOW", {"torch": None, **_frameworks._SHOW})
     monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch", cupy))
     memory = aligned(np.zeros(LAYOUT.nbytes(33), np.uint8))
     soa = LAYOUT.wrap(on_device(memory, 0, kind=13), 33)
