@@ -103,8 +103,11 @@ def _bytes_in_torch(memory: DeviceMemory) -> Any:
     torch, source = sys.modules["torch"], memory.source
     try:
         if source is None:
+            pointer, count = Interface(memory), torch.cuda.device_count()
+            if memory.number >= count:  # which torch does not mind, for it never looks there
+                raise BufferError(f"of CUDA's devices it sees {count}")
             device = memory.device.replace("rocm", "cuda")  # as torch calls it
-            return torch.as_tensor(Interface(memory), device=device)
+            return torch.as_tensor(pointer, device=device)
         if isinstance(source, torch.Tensor):
             # A view of it, so that torch's allocator knows whose memory it is: `record_stream`
             # needs that.

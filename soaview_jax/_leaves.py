@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from soaview import Layout
 from soaview.adapter import ITEMSIZE, Buffer, HostBuffer, Run, Strided, numpy_dtype, runs
 
-from ._settings import INT32_MAX, NARROW, as_it_is, device_name, x64
+from ._settings import INT32_MAX, NARROW, as_it_is, device_name, is_host, x64
 
 
 @final
@@ -71,7 +71,7 @@ class Leaves(Buffer):
         """Whether the leaves are where NumPy does not read them: on a GPU, on several devices."""
         arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.Array)]
         devices = {d for leaf in arrays if not _is_deleted(leaf) for d in leaf.devices()}
-        return len(devices) > 1 or any(device.platform != "cpu" for device in devices)
+        return len(devices) > 1 or not all(map(is_host, devices))
 
     @property
     def traced(self) -> bool:
@@ -181,7 +181,7 @@ class Leaves(Buffer):
             )
         if isinstance(found, jax.Array):
             devices = found.devices()
-            if len(devices) > 1 or {device.platform for device in devices} != {"cpu"}:
+            if len(devices) > 1 or not all(map(is_host, devices)):
                 raise BufferError(
                     f"tensor {at.name!r}: the SoA is on {', '.join(sorted(map(str, devices)))}; "
                     f"give it to a jitted function as an argument, or bring it to the host with "

@@ -47,6 +47,11 @@ def as_it_is() -> Iterator[None]:
         yield
 
 
+def is_host(device: jax.Device) -> bool:
+    """Whether NumPy reads the memory of a device of JAX's."""
+    return bool(device.platform == "cpu")
+
+
 def device_name(devices: Iterable[jax.Device]) -> str:
     """Devices by the names that the core gives them."""
     names = set()

@@ -50,7 +50,7 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
     >>> soa = double(layout.pack({"x": [1.0, 2.0], "y": [0.0, 0.0]}))
     >>> soa
     SoA(2 rows, 256 bytes on cpu, read-only: x float32, y float32)
-    >>> soa["y"]
+    >>> jax.device_get(soa)["y"]
     array([2., 4.], dtype=float32)
     """
     if not isinstance(arrays, (list, tuple)):

@@ -131,13 +131,14 @@ def test_to_where_it_is_makes_memory_of_jaxs():
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """JAX computes on its second device, which is named as such, as a GPU would be."""
+    """JAX computes on its second device, which is named as such, and read by none but JAX."""
 
     def name(devices):
         return "+".join(sorted({f"cpu:{d.id}" if d.id else "cpu" for d in devices})) or "cpu"
 
     for module in (_write, _leaves):
         monkeypatch.setattr(module, "device_name", name)
+    monkeypatch.setattr(_leaves, "is_host", lambda device: device.id == 0)
     with jax.default_device(jax.devices()[1]):
         yield
 

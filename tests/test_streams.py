@@ -152,6 +152,7 @@ def test_memory_of_another_device_than_the_current_one(monkeypatch):
 def test_a_view_of_a_pointer_waits(monkeypatch):
     """Who takes a view by DLPack gets torch's, whose stream has waited for the memory's."""
     memory, streams = filled(LAYOUT, 33)[0], Streams(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch, "as_tensor", lambda interface, device: torch.from_numpy(memory))
     at = {"device": "cuda:0", "owner": memory}
     soa = LAYOUT.from_pointer(memory.ctypes.data, 33, stream=7, **at)

@@ -118,6 +118,7 @@ def test_names_of_rocms_devices(monkeypatch):
     for name in ("rocm:0", "rocm", "cuda:0", torch.device("cuda:0")):
         assert to(soa, name) is soa
     assert made == ["cuda:0", "cuda", "cuda:0", torch.device("cuda:0")]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     taken = []
     monkeypatch.setattr(torch, "as_tensor", lambda given, device: taken.append((given, device)))
     with pytest.raises(AttributeError):
