@@ -108,7 +108,7 @@ def _bytes_in_torch(memory: DeviceMemory) -> Any:
                 raise BufferError(f"of CUDA's devices it sees {count}")
             device = memory.device.replace("rocm", "cuda")  # as torch calls it
             return torch.as_tensor(pointer, device=device)
-        if isinstance(source, torch.Tensor):
+        if type(source) is torch.Tensor:
             # A view of it, so that torch's allocator knows whose memory it is: `record_stream`
             # needs that.
             items = source.as_strided((source.numel(),), (1,), source.storage_offset())

@@ -249,6 +249,22 @@ def test_memory_of_torchs_keeps_its_storage():
     (tensors(soa, Spec(x="x"))[0] * weight).sum().backward()  # no tensor of inference mode
 
 
+def test_an_owner_of_a_subclass():
+    """Its memory is taken, and not its class."""
+
+    class Named(torch.Tensor):
+        pass
+
+    owner = torch.zeros(LAYOUT.nbytes(33) + 128, dtype=torch.uint8)
+    owner = owner[-owner.data_ptr() % 128 :][: LAYOUT.nbytes(33)].as_subclass(Named)
+    there = DeviceMemory(owner.data_ptr(), len(owner), False, 1, 1, source=owner, owner=owner)
+    soa = SoA(LAYOUT, DeviceBuffer(there, LAYOUT.nbytes(33), 8), 33, 0, 33)
+    [k] = tensors(soa, Spec(k="k"))
+    assert type(k) is torch.Tensor
+    k[:] = torch.arange(33)
+    assert owner.view(torch.int64)[LAYOUT.offset("k", 33) // 8 + 7] == 7
+
+
 def test_memory_that_starts_between_items_of_its_storage():
     """Torch counts a view's offset in items, and has none there: a storage is made anew."""
     raw = places.aligned(np.zeros(LAYOUT.nbytes(33) + 256, np.uint8))
