@@ -100,7 +100,8 @@ def bytes_in(framework: str, memory: DeviceMemory) -> Any:
 
 
 def _bytes_in_torch(memory: DeviceMemory) -> Any:
-    torch, source = sys.modules["torch"], memory.source
+    torch = sys.modules["torch"]
+    source: Any = memory.source
     try:
         if source is None:
             pointer, count = Interface(memory), torch.cuda.device_count()
@@ -109,9 +110,9 @@ def _bytes_in_torch(memory: DeviceMemory) -> Any:
             device = memory.device.replace("rocm", "cuda")  # as torch calls it
             return torch.as_tensor(pointer, device=device)
         if type(source) is torch.Tensor:
-            # A view of it, so that torch's allocator knows whose memory it is: `record_stream`
-            # needs that.
-            items = source.as_strided((source.numel(),), (1,), source.storage_offset())
+            # Of its storage, so that torch's allocator knows whose memory it is, which
+            # `record_stream` needs; with a count of writes of its own.
+            items = source.data.as_strided((source.numel(),), (1,), source.storage_offset())
         else:
             with made_current(source):
                 items = torch.from_dlpack(source).reshape(-1)

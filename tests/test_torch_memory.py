@@ -249,6 +249,20 @@ def test_memory_of_torchs_keeps_its_storage():
     (tensors(soa, Spec(x="x"))[0] * weight).sum().backward()  # no tensor of inference mode
 
 
+def test_a_model_is_not_blamed_for_others():
+    """Each import counts its own writes: what others write meanwhile is not the model's doing."""
+    soa, _ = on_a_device(LAYOUT, 33)
+
+    def model(x):
+        write(soa, Spec(y="y"), [torch.ones(33)])
+        soa.buffer.owner[-1] = 1
+        return x + 1
+
+    forward(model, (soa, Spec(x="x")), (soa, Spec(y="y")))
+    with pytest.raises(RuntimeError, match="the model has changed its inputs in place"):
+        forward(lambda x: x.add_(1), (soa, Spec(x="x")), (soa, Spec(y="y")))
+
+
 def test_an_owner_of_a_subclass():
     """Its memory is taken, and not its class."""
 
