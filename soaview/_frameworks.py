@@ -61,12 +61,12 @@ def made_current(thing: object) -> AbstractContextManager[object]:
     torch refuses to export from any other, and CuPy takes a stream of the current one.
     """
     torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    found: AbstractContextManager[object] = nullcontext()
     if torch is not None and isinstance(thing, torch.Tensor) and thing.device.type == "cuda":
-        found: AbstractContextManager[object] = torch.cuda.device(thing.device)
-        return found
-    if cupy is not None and isinstance(thing, cupy.ndarray):
-        return cupy.cuda.Device(thing.device.id)  # type: ignore[no-any-return]
-    return nullcontext()
+        found = torch.cuda.device(thing.device)
+    elif cupy is not None and isinstance(thing, cupy.ndarray):
+        found = cupy.cuda.Device(thing.device.id)
+    return found
 
 
 def number_of(memory: DeviceMemory) -> int:
