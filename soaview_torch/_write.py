@@ -84,14 +84,15 @@ def store(found: Matches[torch.Tensor]) -> None:
             "the SoA's memory was moved away meanwhile, by share_memory_ of one of its tensors: "
             "nothing was written"
         )
+    for memory in memories:
+        if memory.wait is not None:
+            memory.wait()
     # A tensor over the memory itself could be changed by the first write before it is read.
     values = [
         value.clone() if any(_overlaps(value, memory) for memory in memories) else value
         for _, value in found
     ]
     for (target, _), value in zip(found, values, strict=True):
-        if target.memory.wait is not None:
-            target.memory.wait()
         for part, piece in parts_of(target, value):
             part.copy_(piece)
 

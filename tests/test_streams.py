@@ -9,6 +9,7 @@ import places
 import pytest
 import torch
 from cases import filled
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from soaview import Column, Layout, Scalar, Spec, Value, _frameworks, views
 from soaview._device import DeviceBuffer
@@ -184,6 +185,24 @@ def test_every_call_waits():
         with contextlib.suppress(BufferError):  # there is no memory on the device meta
             call()
         assert len(waits) == count + 1
+
+
+def test_what_comes_from_the_memory_is_read_after_its_producer():
+    """A write of a tensor over the memory itself waits before it puts that aside."""
+    memory, _ = filled(LAYOUT, 33)
+    soa, seen = places.PretendedMemory().wrap(LAYOUT, memory, 33), []
+
+    class Note(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "clone" in function.name() or "copy_" in function.name():
+                seen.append(function.name().partition("::")[2])
+            return function(*args, **(kwargs or {}))
+
+    x, y = tensors(soa, Spec(x="x", y="y"))
+    soa.buffer.imports["torch"].wait = lambda: seen.append("wait")
+    with Note():
+        write(soa, Spec(x="x", y="y"), [y, x])
+    assert seen == ["wait", "clone", "clone", "copy_", "copy_"]
 
 
 def test_what_is_written_by_torch_is_waited_for(monkeypatch):
