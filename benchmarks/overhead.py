@@ -8,6 +8,7 @@ medians. The spec has five tensors, as the CMS experiment's own test has: vector
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import jax
 import numpy as np
@@ -97,6 +98,20 @@ def one_column() -> str:
     return ratio(lambda: soa["x"], lambda: np.ndarray((1000,), dtype, memory, at, (8,)), 100, 1000)
 
 
+def new_row_counts() -> str:
+    """`forward` of JAX's where no row count comes twice: compiled for capacities, or for each."""
+    fn, counts = jax.jit(lambda x: x * 2), count(300)
+
+    def call(row_wise: bool) -> Callable[[], None]:
+        def run() -> None:
+            pair = LAYOUT.allocate(next(counts)), Spec(x="x")
+            soaview_jax.forward(fn, pair, pair, row_wise=row_wise)
+
+        return run
+
+    return ratio(call(True), call(False), rounds=15, calls=1)
+
+
 def rows_do_not_matter(call: Callable[[SoA], object]) -> str:
     few, many = (LAYOUT.allocate(LAYOUT.dense_rows(rows)) for rows in (10**3, 10**7))
     return ratio(lambda: call(many), lambda: call(few), rounds=100, calls=20)
@@ -123,6 +138,7 @@ def main() -> None:
         print(f"{name:7s} of two specs by turns / of one                {turns}")
         print(f"{name:7s} of equal specs        / of the same one       {equal}")
     print(f'soa["x"]                     / np.ndarray by hand   {one_column()}')
+    print(f"forward of new row counts, row_wise / compiled for each {new_row_counts()}")
     for name, call in {
         "tensors": lambda soa: soaview_torch.tensors(soa, SPEC),
         "wrap + tensors": lambda soa: soaview_torch.tensors(

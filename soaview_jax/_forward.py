@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from soaview.adapter import (
 
 from ._arrays import arrays, batch, check_width
 from ._callables import Function, FunctionCache, split_arrays
+from ._row_wise import capacity_of, check_row_wise, check_same, padded
 from ._settings import INT32_MAX, NARROW, x64
 from ._write import Part, matched, store, targets_of
 
@@ -38,6 +39,7 @@ def forward(
     *,
     batch_size: BatchSize = None,
     dtype: Any = None,
+    row_wise: bool | Literal["verify"] = False,
     progress: bool = False,
 ) -> None:
     """Run a function on the columns of SoAs, and write its results into the columns of SoAs.
@@ -66,12 +68,20 @@ def forward(
         dtype: convert inputs of floating dtypes to this one, and floating results to the dtypes of
             their columns; integers, bools and complex numbers are left as they are, and so are the
             function's weights. Without it nothing is converted.
+        row_wise: your word that the function works out each row from that row alone. Then it is
+            compiled for capacities, powers of two from 256 on, and not for each row count: the rows
+            of the inputs' arrays are copied into one, followed by zeros, and of the results the
+            first rows are written. A function that looks along the rows (a sum, a mean, a softmax
+            or a normalization over them) sees the zeros, and must not be used so: `"verify"` runs
+            it twice, in two capacities with other rows beyond yours, and compares, in each call.
+            For SoAs on the host, of one row count.
         progress: show a bar (tqdm), and wait for each batch.
 
     Raises:
         TypeError, ValueError, KeyError, BufferError: inputs or outputs that do not go together;
             results of another number, name, kind, dtype, shape or device than their columns have;
-            a 64-bit dtype while JAX has them switched off.
+            a 64-bit dtype while JAX has them switched off; with `row_wise`, SoAs of other row
+            counts, or a function that does not treat each row alone, where that is looked for.
 
     >>> from soaview import Column, Layout
     >>> layout = Layout([Column("x", "float32"), Column("y", "float32"), Column("sum", "float32")])
@@ -88,25 +98,39 @@ def forward(
         targets_of(soa, spec)  # raises
     if not x64():
         _check_narrow(task, cast)
+    check_row_wise(row_wise, task)
     run, function, weights = _compiled(fn)
     specs = tuple(spec for _, spec in ins)
     given = [soa for soa, _ in ins]
-    if task.batched:
+    if task.batched and not row_wise:
         given = jax.device_put(given)  # once, and on the CPU it is no copy
+    capacity = capacity_of(min(task.size, outs[0][0].rows)) if row_wise else None
     found: Matches[Part] = []
     for number in task.batches():
-        parts = task.rows_of(number)
-        sizes = tuple(None if rows is None else rows.stop - rows.start for rows in parts)
-        starts = [None if rows is None else rows.start for rows in parts]
-        made = run(_Call(function, specs, sizes, cast), weights, given, starts)
+        ins, outs = task.inputs_of(number), task.outputs_of(number)
+        if capacity is None:
+            parts = task.rows_of(number)
+            sizes = tuple(None if rows is None else rows.stop - rows.start for rows in parts)
+            starts = [None if rows is None else rows.start for rows in parts]
+            made = run(_Call(function, specs, sizes, cast), weights, given, starts)
+        else:
+            call = _Call(function, None, (), cast)
+            made = run(call, weights, padded(ins, capacity), [])
+            if row_wise == "verify":
+                again = run(call, weights, padded(ins, 2 * capacity, extreme=True), [])
+                check_same(outs, *[_flat(results(each, outs)) for each in (made, again)])
         if progress:
             jax.block_until_ready(made)  # type: ignore[no-untyped-call]
-        for soa, spec, values in results(made, task.outputs_of(number)):
+        for soa, spec, values in results(made, outs):
             targets = targets_of(soa, spec)
             if cast is not None:
                 values = list(map(_cast, values, targets))
-            found += matched(soa, spec, targets, values)
+            found += matched(soa, spec, targets, values, capacity)
     store(found)
+
+
+def _flat(found: list[tuple[SoA, Spec, list[Any]]]) -> list[Any]:
+    return [value for _, _, values in found for value in values]
 
 
 def _check_narrow(task: Work, cast: str | None) -> None:
@@ -141,13 +165,13 @@ class _Call(NamedTuple):
 
     Attributes:
         function: None for the one that the compiled call belongs to.
-        specs: of the inputs.
+        specs: of the inputs; None where they are arrays, with the rows last.
         sizes: of the inputs, the rows of the batch; None where they go whole.
         cast: what floating inputs are converted to.
     """
 
     function: Function | None
-    specs: tuple[Spec, ...]
+    specs: tuple[Spec, ...] | None
     sizes: tuple[int | None, ...]
     cast: str | None
 
@@ -188,18 +212,21 @@ def _jitted(own: Callable[[], Any]) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def _run_any(call: _Call, weights: list[Any], soas: list[SoA], starts: list[Any]) -> Any:
+def _run_any(call: _Call, weights: list[Any], soas: list[Any], starts: list[Any]) -> Any:
     function = call.function
     assert function is not None
     return _run(function.whole(weights), call, soas, starts)
 
 
-def _run(fn: Any, call: _Call, soas: list[SoA], starts: list[Any]) -> Any:
+def _run(fn: Any, call: _Call, soas: list[Any], starts: list[Any]) -> Any:
     given: list[jax.Array] = []
-    for soa, spec, size, start in zip(soas, call.specs, call.sizes, starts, strict=True):
-        # Where JAX is told not to compile, what it cannot view is copied.
-        whole = size is None
-        given += arrays(soa, spec, copy=None) if whole else batch(soa[:size], spec, start)
+    if call.specs is None:
+        given = [jnp.moveaxis(array, -1, 0) if array.ndim else array for array in soas]
+    else:
+        for soa, spec, size, start in zip(soas, call.specs, call.sizes, starts, strict=True):
+            # Where JAX is told not to compile, what it cannot view is copied.
+            whole = size is None
+            given += arrays(soa, spec, copy=None) if whole else batch(soa[:size], spec, start)
     if call.cast is not None:
         given = [x.astype(call.cast) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in given]
     made = fn(*given)

@@ -81,16 +81,33 @@ def targets_of(soa: SoA, spec: Spec) -> list[Target[Part]]:
 
 
 def matched(
-    soa: SoA, spec: Spec, targets: list[Target[Part]], arrays: Sequence[jax.Array]
+    soa: SoA,
+    spec: Spec,
+    targets: list[Target[Part]],
+    arrays: Sequence[jax.Array],
+    capacity: int | None = None,
 ) -> Matches[Part]:
-    """Each array with its target, if all of them fit; to the host they come from any device."""
+    """Each array with its target, if all of them fit; to the host they come from any device.
+
+    Of arrays that have `capacity` rows the first ones are the SoA's.
+    """
     on_host = soa.buffer.on_host
 
     def describe(where: str, array: jax.Array) -> Described:
         shape, dtype, device = _describe(where, array)
+        if capacity is not None and shape[:1] == (capacity,):
+            shape = soa.rows, *shape[1:]
         return shape, dtype, soa.device if on_host else device
 
-    return match(soa, spec, targets, arrays, fits=_fits, describe=describe)
+    if capacity is None:
+        return match(soa, spec, targets, arrays, fits=_fits, describe=describe)
+    found = match(soa, spec, targets, arrays, fits=_never, describe=describe)
+    # By NumPy, for XLA would compile for each row count.
+    return [(target, np.asarray(array)[: soa.rows]) for target, array in found]
+
+
+def _never(target: Target[Part], array: jax.Array) -> bool:
+    return False
 
 
 def _fits(target: Target[Part], array: jax.Array) -> bool:
