@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import fake_cupy
 import numpy as np
@@ -178,7 +179,8 @@ def test_memory_that_moved(cupy):
 def test_managed_memory(cupy, monkeypatch):
     """It has a name of its own, and only CuPy shows it: torch is not asked."""
     monkeypatch.setattr(_frameworks, "_SHOW", {"torch": None, **_frameworks._SHOW})
-    monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch", cupy))
+    torch = SimpleNamespace(Tensor=(), cuda=SimpleNamespace(is_available=lambda: False))
+    monkeypatch.setitem(sys.modules, "torch", torch)
     memory = aligned(np.zeros(LAYOUT.nbytes(33), np.uint8))
     soa = LAYOUT.wrap(on_device(memory, 0, kind=13), 33)
     assert soa.device == "cuda_managed:0"
