@@ -49,6 +49,17 @@ def claim(group, text):
     return add
 
 
+def gpu_only(function):
+    """A claim that the host cannot even try."""
+
+    def run():
+        if DRY:
+            raise Skip("dry")
+        return function()
+
+    return run
+
+
 def check(found, detail=""):
     if not found:
         raise AssertionError(detail or "no")
@@ -271,9 +282,8 @@ class OnlyInterface:
     "torch",
     "CUDA array interface without a stream: alias, owner kept while a tensor lives, then freed",
 )
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     owner = OnlyInterface(bare())
     gone = weakref.ref(owner)
     at = owner.tensor.data_ptr()
@@ -287,13 +297,9 @@ def _():
 
 
 @claim("torch", "CUDA array interface or pointer with stream=1 (the legacy default, as CuPy gives)")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
-    try:
-        [x] = st.tensors(LAYOUT.wrap(OnlyInterface(bare(), stream=1), N), X)
-    except Exception as error:
-        check(False, f"{type(error).__name__}: {str(error)[:150]}")
+    [x] = st.tensors(LAYOUT.wrap(OnlyInterface(bare(), stream=1), N), X)
     check(x.sum().item() == 0)
 
 
@@ -392,9 +398,8 @@ def _():
     "torch",
     "wrap, `tensors` and capsules of memory on another GPU than the current one",
 )
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     if torch.cuda.device_count() > 1:
         [x] = st.tensors(st.empty(LAYOUT, 33, device="cuda:1"), X)
         check(str(x.device) == "cuda:1")
@@ -502,16 +507,14 @@ def used_on_side(record):
 
 
 @claim("lifetimes", "record_stream of a tensor of soaview's keeps torch's memory")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     used_on_side(lambda soa, x, side: x.record_stream(side))
 
 
 @claim("lifetimes", "record_stream of soa.buffer.owner keeps it (the way out)")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     used_on_side(lambda soa, x, side: soa.buffer.owner.record_stream(side))
 
 
@@ -549,23 +552,20 @@ def captured(soa, warm):
 
 
 @claim("graph", "`tensors` of torch's memory in a CUDA graph capture, used before")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     captured(LAYOUT.wrap(bare(), N), True)
 
 
 @claim("graph", "the same, first used in the capture")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     captured(LAYOUT.wrap(bare(), N), False)
 
 
 @claim("graph", "forward in a capture")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     soa, out = filled(1), filled(0)
     run = lambda: st.forward(lambda x: x + 1, (soa, X), (out, X))  # noqa: E731
     run()
@@ -579,24 +579,20 @@ def _():
 
 
 @claim("graph", "`tensors` of a pointer with stream=, in a capture: our error, before CUDA's")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
+    told = "nothing was raised"
     try:
         captured(pointed(bare(), stream=torch.cuda.Stream().cuda_stream), True)
-    except AssertionError:
-        raise
     except BufferError as error:
-        check("take the tensors before the capture" in str(error), str(error)[:120])
-        return str(error)
-    except Exception as error:
-        check(False, f"{type(error).__name__}: {str(error)[:120]}")
+        told = str(error)
+    check("take the tensors before the capture" in told, told)
+    return told
 
 
 @claim("graph", "the way out: tensors taken before the capture, used in it")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     owner = bare()
     [x] = st.tensors(pointed(owner, stream=torch.cuda.Stream().cuda_stream), X)
     torch.cuda.synchronize()
@@ -717,23 +713,17 @@ def _():
     )
     soa = st.empty(layout, 1001, device=DEV)
     soa.buffer.owner.zero_()
-    try:
-        for name in ("a", "x", "b"):
-            [v] = sj.arrays(soa, sv.Spec(v=name), copy=None)
-            check((host(v) == 0).all())
-            spec = sv.Spec(v=name)
-            more = jax.jit(lambda s, spec=spec: sj.arrays(s, spec)[0] + 1)(soa)
-            check((host(more) == 1).all())
-    except AssertionError:
-        raise
-    except Exception as error:
-        check(False, f"{type(error).__name__}: {str(error)[:150]}")
+    for name in ("a", "x", "b"):
+        [v] = sj.arrays(soa, sv.Spec(v=name), copy=None)
+        check((host(v) == 0).all())
+        spec = sv.Spec(v=name)
+        more = jax.jit(lambda s, spec=spec: sj.arrays(s, spec)[0] + 1)(soa)
+        check((host(more) == 1).all())
 
 
 @claim("jax", "XLA imports what starts on 16, not 64, and so does arrays")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     [x] = sj.arrays(filled(3)[4:], X)
     check((host(x) == 3).all(), "wrong values")
     t = torch.arange(1024, dtype=torch.float32, device=DEV)[4:]
@@ -792,14 +782,10 @@ def _():
 
 
 @claim("jax", "soaview_jax.forward from host SoA to host SoA where JAX has a GPU")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     soa = LAYOUT.pack({"x": np.ones(100, "f4"), "y": np.zeros(100, "f4")})
-    try:
-        sj.forward(lambda x: x + 1, (soa, X), (soa, sv.Spec(y="y")))
-    except Exception as error:
-        check(False, f"{type(error).__name__}: {str(error)[:150]}")
+    sj.forward(lambda x: x + 1, (soa, X), (soa, sv.Spec(y="y")))
     check((soa["y"] == 2).all())
 
 
@@ -812,9 +798,8 @@ def _():
 
 
 @claim("jax", "soaview_jax.to(soa of torch's memory, its own device) makes memory of JAX's own")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     soa = filled(2)
     there = sj.to(soa, jax.devices()[0])
     jax.block_until_ready(there)
@@ -969,9 +954,8 @@ def _():
     "donate",
     "without soaview, XLA writes into a torch tensor that is donated",
 )
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     f = jax.jit(lambda x: x + 1, donate_argnums=0)
     t = torch.zeros(N, device=DEV)
     f(jax.dlpack.from_dlpack(t)).block_until_ready()
@@ -1001,9 +985,8 @@ def _():
 
 
 @claim("donate_soa", "jax.device_put(soa, its own device) gives no protection")
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     soa = filled(0)
     f = jax.jit(step, donate_argnums=0)
     jax.block_until_ready(f(jax.device_put(soa, jax.devices()[0])))
@@ -1080,13 +1063,7 @@ def _():
         def __cuda_array_interface__(self):
             return a.__cuda_array_interface__
 
-    try:
-        [x] = st.tensors(LAYOUT.wrap(Only(), N), X)
-    except Exception as error:
-        check(
-            False,
-            f"stream {a.__cuda_array_interface__.get('stream')}: {error!r:.120}",
-        )
+    [x] = st.tensors(LAYOUT.wrap(Only(), N), X)
     check(x.data_ptr() == a.data.ptr)
 
 
@@ -1186,9 +1163,8 @@ def _():
     "cost",
     "a view with a model is at least as fast as torch.stack with it, at 10^6 rows and 16 columns",
 )
+@gpu_only
 def _():
-    if DRY:
-        raise Skip("dry")
     names = [f"c{i}" for i in range(16)]
     soa = st.empty(sv.Layout([sv.Column(n, "float32") for n in names]), N, device=DEV)
     soa.buffer.owner.zero_()
