@@ -293,7 +293,9 @@ class JitAdapter(JaxAdapter):
     def tensors(self, soa, spec, copy=False, padded=False):
         arrays = self._jitted(self.adapter.arrays, spec=spec, copy=copy, padded=padded)
         # The caller may write the memory next, and it is read until the results are there.
-        return self._there(self.jax.block_until_ready(arrays(soa)))
+        made = self.jax.block_until_ready(arrays(soa))
+        self._there([array for array in made if array.size])  # XLA makes the others of nothing
+        return made
 
     def write(self, soa, spec, tensors):
         updated = self._jitted(self._updated, spec=spec)(soa, tensors=tensors)

@@ -59,7 +59,9 @@ def delete(kinds, names):
         del held[name]
     if gone() is not None:
         gc.collect(0)  # JAX lets go of what it holds in any collection
-    assert gone() is None or places.soon(lambda: gone() is None), names
+    # Worked out before, for an assertion keeps what it has compared until it is over.
+    freed = gone() is None or places.soon(lambda: gone() is None)
+    assert freed, names
 
 
 @pytest.mark.slow
