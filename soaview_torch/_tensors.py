@@ -8,7 +8,14 @@ from typing import Any
 import torch
 
 from soaview import SoA, Spec, View
-from soaview.adapter import Gather, check_copy, keep, resolve, views_or_gathers
+from soaview.adapter import (
+    Gather,
+    check_copy,
+    compile_views,
+    keep,
+    resolve,
+    views_or_gathers,
+)
 
 from ._memory import Import, import_of, to_read
 
@@ -52,11 +59,34 @@ def tensors(
     except (AttributeError, TypeError):  # no SoA, or no spec of it: what follows says so
         known = None
     if known is None or known[0] is not padded or not known[1].as_imported():
+        made = _of_new_memory(soa, spec) if padded is False else None
+        if made is not None:
+            return made
         known = prepare(soa, spec, padded)
     _, memory, calls = known
     if memory.wait is not None:
         memory.wait()
     return list(starmap(torch.as_strided, calls))
+
+
+def _of_new_memory(soa: SoA, spec: Spec) -> list[torch.Tensor] | None:
+    """The tensors of an SoA of the host of which torch has nothing yet, in one step: an event's.
+
+    None where that is another case, or a mistake: the long way knows which. It keeps what it has
+    made, for an SoA that is asked again.
+    """
+    if type(soa) is not SoA or type(spec) is not Spec:
+        return None
+    buffer, rows = soa.buffer, soa.rows
+    if buffer.imports or rows != soa.capacity or not (rows and buffer.on_host):
+        return None
+    compiled = compile_views(soa.layout, spec)
+    if compiled is None or buffer.readonly or torch.is_inference_mode_enabled():
+        return None
+    memory = import_of(buffer)
+    dtypes, make = compiled
+    memories = [memory[dtype] for dtype in dtypes]
+    return make(rows, buffer.nbytes, torch.as_strided, *memories)
 
 
 Prepared = tuple[bool, Import, list[tuple[Any, ...]]]

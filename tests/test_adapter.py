@@ -25,6 +25,7 @@ NAMES = [
     "HostBuffer", "Matches", "Numbers", "Pair", "Pairs", "Run", "Strided", "Target", "Work",
     "check_copy", "check_dtype", "check_given", "check_integers", "check_model", "check_among_rows",
     "check_offsets", "check_one_given", "check_soa", "check_storage", "columns_of", "copy_rows",
+    "compile_views",
     "exact_int", "host_array", "host_offsets", "is_dense", "keep", "match", "numpy_dtype",
     "overlaps", "pairs", "parts_of", "resolve", "results", "run_numbers", "runs", "tensor_labels",
     "views_or_gathers", "work", "writable_views",

@@ -13,7 +13,7 @@ from cases import CASES, ROWS
 
 import soaview
 from soaview import Column, Layout, Spec, views
-from soaview._resolve import numbers_of, pattern_of, plan_of
+from soaview._resolve import compile_views, numbers_of, pattern_of, plan_of
 
 ROOT = Path(soaview.__file__).parents[1]
 LAYOUT = Layout([Column("x", "float32"), Column("y", "float32"), Column("k", "int64", (3,))])
@@ -35,6 +35,51 @@ def test_generated_code_says_what_the_loop_says(case, rows):
         [(_, *compiled)] = plan.numbers(rows, start, count)
         _, *looped = numbers_of(layout, pattern, rows, start, count)
         assert compiled == looped
+
+
+def noted(memory, shape, strides, offset=0):
+    return memory, shape, strides, offset
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_one_expression_says_what_views_say(case):
+    """All tensors of a spec, for every row count; none where one would end a byte too late."""
+    soas = [case.layout.allocate(rows) for rows in ROWS if rows]
+    strided = [entry for entry in (case.entry, "x", "n", ["x", "y", "z"], "u") if entry]
+    spec = Spec({f"t{number}": entry for number, entry in enumerate(strided)})
+    dtypes, make = compile_views(case.layout, spec)
+    assert compile_views(case.layout, Spec(dict(spec))) == (dtypes, make)
+    for soa in soas:
+        found = views(soa, spec)
+        want = [(view.dtype_name, view.shape, view.strides, view.offset) for view in found]
+        assert make(soa.rows, soa.buffer.nbytes, noted, *dtypes) == want
+        for end in {last_byte(view) for view in found}:
+            fits = all(last_byte(view) <= end for view in found)
+            assert (make(soa.rows, end, noted, *dtypes) == want) is fits
+            assert make(soa.rows, end - 1, noted, *dtypes) is None
+
+
+def last_byte(view):
+    """Where a view ends, by its last element."""
+    steps = zip(view.shape, view.strides, strict=True)
+    return (view.offset + sum((n - 1) * s for n, s in steps) + 1) * view.itemsize
+
+
+def test_an_expression_takes_dtypes_once_and_no_gathers():
+    """Where one tensor has no strided view there is none, however often it is asked for."""
+    layout = Layout(
+        [Column("x", "int8"), Column("k", "int64"), Column("y", "int8"), Column("z", "int8")]
+    )
+    dtypes, make = compile_views(layout, Spec(a="k", b="x", c="z", d="k"))
+    assert dtypes == ("int64", "int8")
+    assert make(1, 1024, noted, "eight", "one")[0] == ("eight", (1,), (1,), 16)
+    for _ in range(2):
+        assert compile_views(layout, Spec(t=["x", "y", "z"])) is None
+    assert compile_views(layout, Spec({}))[1](1, 1024, noted) == []
+    with pytest.raises(KeyError, match="no column 'w'"):
+        compile_views(layout, Spec(t="w"))
+    shown = linecache.cache[make.__code__.co_filename][2]
+    assert shown[0] == "lambda rows, nbytes, view, int64, int8: (\n"
 
 
 def test_there_is_one_eval():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 
 import soaview_torch
 from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
-from soaview_torch import forward, tensors, write
+from soaview_torch import _tensors, forward, tensors, write
 
 NEEDS = ["torch"]
 
@@ -185,3 +186,68 @@ def test_public_names():
     """The public door is what it is."""
     names = ["empty", "forward", "jagged", "segments", "tensors", "to", "write"]
     assert soaview_torch.__all__ == names
+
+
+def test_new_memory_is_imported_in_one_step(monkeypatch):
+    """An event's: the tensors are those of the long way, of one storage and count of writes."""
+    spec = Spec(xyz=["x", "y", "z"], m="m", n=Value("n"), s="s", k="k")
+    layout = layout_of("float32", "int64")
+    for rows in (1, 31, 1000):
+        memory, _ = filled(layout, rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(_tensors, "prepare", None)
+            soa = layout.wrap(memory, rows)
+            once = tensors(soa, spec)
+        again = tensors(soa, spec)
+        for one, other in zip(once, again, strict=True):
+            assert (one.shape, one.stride(), one.dtype) == (
+                other.shape,
+                other.stride(),
+                other.dtype,
+            )
+            assert one.data_ptr() == other.data_ptr()
+            assert one.untyped_storage()._cdata == other.untyped_storage()._cdata
+        again[0].zero_()
+        assert [tensor._version for tensor in once] == [1] * len(once)
+        assert tensors(soa, spec)[0]._version == 1
+
+
+def test_what_goes_the_long_way(monkeypatch):
+    """Whatever is not an event's plain memory: nothing of it is told apart by luck."""
+    layout, spec = layout_of("float32", "int64"), Spec(x=["x", "y"])
+    memory, _ = filled(layout, 40)
+    frozen = memory.copy()
+    frozen.flags.writeable = False
+    asked, prepare = [], _tensors.prepare
+
+    def note(*given):
+        asked.append(given)
+        return prepare(*given)
+
+    monkeypatch.setattr(_tensors, "prepare", note)
+    soa = layout.wrap(memory, 40)
+    tensors(soa, spec)
+    assert not asked
+    for number, call in enumerate(
+        (
+            lambda: tensors(soa, spec),
+            lambda: tensors(soa, Spec(y="y")),
+            lambda: tensors(layout.wrap(memory, 40)[1:], spec),
+            lambda: tensors(layout.wrap(memory, 40), spec, padded=True),
+            lambda: tensors(layout.allocate(0), spec),
+            lambda: tensors(layout.wrap(bytearray(memory), 40), Spec(x=["z", "x"])),
+            lambda: tensors(layout.wrap(frozen, 40), spec),
+            lambda: inside_inference(layout.wrap(memory, 40), spec),
+            lambda: tensors(memory, spec),
+            lambda: tensors(layout.wrap(memory, 40), {"x": "x"}),
+            lambda: tensors(layout.wrap(memory, 40), spec, padded=1),
+        )
+    ):
+        with contextlib.suppress(BufferError, TypeError):
+            call()
+        assert len(asked) >= number + 1, number
+
+
+def inside_inference(soa, spec):
+    with torch.inference_mode():
+        return tensors(soa, spec)

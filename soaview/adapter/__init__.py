@@ -6,6 +6,7 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | what | names |
 |---|---|
 | a spec's tensors over an SoA | `resolve`, `views_or_gathers`, `Gather`, `Strided`, `Numbers` |
+| the same of new memory in every call | `compile_views` |
 | the memory, and what it is asked | `Buffer`, `HostBuffer`, `DeviceBuffer`, `host_array` |
 | arguments | `check_soa`, `check_copy`, `exact_int` |
 | writing | `writable_views`, `Target`, `Matches`, `match`, `Described`, `parts_of`, `overlaps` |
@@ -22,6 +23,7 @@ from .._device import DeviceBuffer
 from .._dtypes import INT64_MAX, ITEMSIZE, exact_int, numpy_dtype
 from .._frameworks import check_storage
 from .._reduce import copy_rows
+from .._resolve import compile_views
 from .._runs import Run, run_numbers, runs
 from .._soa import keep
 from .._spec import columns_of
@@ -70,6 +72,7 @@ __all__ = [
     "check_soa",
     "check_storage",
     "columns_of",
+    "compile_views",
     "copy_rows",
     "exact_int",
     "host_array",
