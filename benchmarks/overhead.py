@@ -7,6 +7,7 @@ medians. The spec has five tensors, as the CMS experiment's own test has: vector
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from itertools import count
 
@@ -146,8 +147,8 @@ def new_row_counts() -> str:
     return ratio(call(True), call(False), rounds=15, calls=1)
 
 
-def rows_do_not_matter(call: Callable[[SoA], object]) -> str:
-    few, many = (LAYOUT.allocate(LAYOUT.dense_rows(rows)) for rows in (10**3, 10**7))
+def rows_do_not_matter(call: Callable[[SoA], object], most: int) -> str:
+    few, many = (LAYOUT.allocate(LAYOUT.dense_rows(rows)) for rows in (10**3, most))
     return ratio(lambda: call(many), lambda: call(few), rounds=100, calls=20)
 
 
@@ -159,6 +160,9 @@ def memory_growth(call: Callable[[SoA], object], rows: int) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("--most", type=int, default=10**7, help="rows at most")
+    most = parser.parse_args().most
     jax.config.update("jax_enable_x64", True)
     print(f"torch {torch.__version__}, jax {jax.__version__}, numpy {np.__version__}")
     print(f"tensors, same SoA            / as_strided by hand   {same_soa()}")
@@ -181,9 +185,9 @@ def main() -> None:
         ),
         "arrays": lambda soa: soaview_jax.arrays(soa, VALUE_SPEC),
     }.items():
-        print(f"{name:14s} at 10^7 rows  / at 10^3 rows         {rows_do_not_matter(call)}")
-        growth = [memory_growth(call, rows) for rows in (10**3, 10**7)]
-        print(f"{name:14s} memory at 10^3 and 10^7 rows          {' and '.join(growth)}")
+        print(f"{name:14s} at {most} rows / at 1000            {rows_do_not_matter(call, most)}")
+        growth = [memory_growth(call, rows) for rows in (10**3, most)]
+        print(f"{name:14s} memory at 1000 and {most} rows         {' and '.join(growth)}")
 
 
 if __name__ == "__main__":
