@@ -205,7 +205,7 @@ def _exported(owner: Any, asked: Asked) -> DeviceMemory | None:
             source = detached(owner)
             if kind in ON_HOST:
                 check_plain(source)
-            with made_current(source):
+            with made_current(owner):
                 capsule = capsule_of(owner)
         except Exception as error:  # somebody else's code may raise anything
             raise BufferError(

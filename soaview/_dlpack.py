@@ -110,18 +110,42 @@ _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 _is_valid = ctypes.pythonapi.PyCapsule_IsValid
 _is_valid.restype, _is_valid.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
+_name_of = ctypes.pythonapi.PyCapsule_GetName
+_name_of.restype, _name_of.argtypes = ctypes.c_void_p, [ctypes.py_object]
+_rename = ctypes.pythonapi.PyCapsule_SetName
+_rename.restype, _rename.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_void_p]
+
+_USED = ctypes.create_string_buffer(b"used_dltensor")
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_USED))  # a capsule points at it, and may outlive all
+
+
+class _Taken:
+    """A capsule that nobody else takes: who takes one renames it, by DLPack's rules.
+
+    When this goes, the capsule has its own name again, and frees the memory when nobody holds it.
+    """
+
+    def __init__(self, capsule: object) -> None:
+        self.capsule = capsule
+        self.name = _name_of(capsule)
+        _rename(capsule, ctypes.addressof(_USED))
+
+    def __del__(self, rename: Any = _rename) -> None:
+        rename(self.capsule, self.name)
 
 
 def capsule_of(owner: Producer) -> object:
-    """The owner's DLPack capsule, without a stream: the default stream waits for the producer."""
-    try:
-        return owner.__dlpack__(max_version=(1, 0))
-    except TypeError:  # a producer from before DLPack 1.0
-        return owner.__dlpack__()
+    """The owner's DLPack capsule of its own memory; the default stream waits for the producer."""
+    for options in ({"max_version": (1, 0), "copy": False}, {"max_version": (1, 0)}):
+        try:
+            return owner.__dlpack__(**options)
+        except TypeError:  # a producer that does not know one of them
+            pass
+    return owner.__dlpack__()
 
 
 def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> DeviceMemory:
-    """What a capsule says. Kept, and not consumed, it holds the memory and frees it.
+    """What a capsule says. It is taken, and then holds the memory and frees it.
 
     Args:
         capsule: DLPack's, of either kind.
@@ -137,10 +161,17 @@ def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> Device
         managed = _Versioned.from_address(_pointer(capsule, b"dltensor_versioned"))
         if managed.major != 1:
             raise BufferError(f"it speaks DLPack {managed.major}.{managed.minor}, not 1")
+        if managed.flags & 2:
+            raise BufferError(
+                "it gives a copy of its memory, though none was asked for: what is written there "
+                "is lost; wrap what owns the memory, or a copy that you make of it"
+            )
         tensor, readonly = managed.tensor, bool(managed.flags & 1)
     elif _is_valid(capsule, b"dltensor"):
         # Before 1.0 there was no flag; like NumPy, take the memory as read-only.
         tensor, readonly = _DLTensor.from_address(_pointer(capsule, b"dltensor")), True
+    elif _is_valid(capsule, b"used_dltensor") or _is_valid(capsule, b"used_dltensor_versioned"):
+        raise BufferError("its __dlpack__ gives a capsule that was taken before, and no new one")
     else:
         raise BufferError(f"its __dlpack__ gives {type(capsule).__name__}, and no capsule to read")
     where = tensor.kind, tensor.index
@@ -164,7 +195,7 @@ def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> Device
     _check_order(asked, says, shape, strides, 1)
     size = math.prod(shape) * tensor.bits // 8
     address = check_pointer((tensor.data or 0) + tensor.byte_offset, size)
-    return DeviceMemory(address, size, readonly, *where, None, capsule)
+    return DeviceMemory(address, size, readonly, *where, None, _Taken(capsule))
 
 
 def _device_of(kind: int, number: int) -> tuple[str, int]:

@@ -112,17 +112,28 @@ def _bytes_in_torch(memory: DeviceMemory) -> Any:
         if type(source) is torch.Tensor:
             # Of its storage, so that torch's allocator knows whose memory it is, which
             # `record_stream` needs; with a count of writes of its own.
-            items = source.data.as_strided((source.numel(),), (1,), source.storage_offset())
+            whole = source.data
         else:
             with made_current(source):
-                items = torch.from_dlpack(source).reshape(-1)
+                whole = torch.from_dlpack(source)
+        # Dense in any order of its axes: what it has is what lies there.
+        items = whole.as_strided((whole.numel(),), (1,), whole.storage_offset())
         part = items.view(torch.uint8)[memory.first :][: memory.size]
+        _check_size(part.numel(), memory)
         if part.storage_offset() % 16:  # between items there is no offset that torch has
             with made_current(part):
                 return torch.from_dlpack(part)
         return part
-    except (AssertionError, BufferError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # somebody else's code may raise anything
         raise BufferError(f"torch does not take memory on {memory.device}: {error}") from error
+
+
+def _check_size(found: int, memory: DeviceMemory) -> None:
+    """Raise where an owner gives less memory than it gave when it was wrapped."""
+    if found < memory.size:
+        raise BufferError(
+            f"its owner gives {found} bytes of it now, and the SoA has {memory.size}; wrap it anew"
+        )
 
 
 def waiter_in(framework: str, memory: DeviceMemory, device: Any) -> Callable[[], object] | None:
@@ -155,7 +166,14 @@ def waiter_in(framework: str, memory: DeviceMemory, device: Any) -> Callable[[],
         _check_no_capture(memory)
         # The producer orders its work before the stream that it is given; the capsule is not used.
         with made_current(source):
-            source.__dlpack__(stream=torch.cuda.current_stream(device).cuda_stream or default)
+            stream = torch.cuda.current_stream(device).cuda_stream or default
+            try:
+                source.__dlpack__(stream=stream)
+            except Exception as error:  # somebody else's code may raise anything
+                raise BufferError(
+                    f"who writes the memory on {memory.device} does not tell when it is done: "
+                    f"{error}"
+                ) from error
 
     return ask
 
@@ -186,12 +204,16 @@ def _shown_by_torch(memory: DeviceMemory, at: Strided) -> Any:
 
 def _shown_by_cupy(memory: DeviceMemory, at: Strided) -> Any:
     cupy, source = sys.modules["cupy"], memory.source
-    with cupy.cuda.Device(memory.number):
-        if source is None:
-            data = cupy.asarray(Interface(memory)).data
-        else:
-            whole = source if isinstance(source, cupy.ndarray) else cupy.from_dlpack(source)
-            data = whole.data + memory.first
+    try:
+        with cupy.cuda.Device(memory.number):
+            if source is None:
+                data = cupy.asarray(Interface(memory)).data
+            else:
+                whole = source if isinstance(source, cupy.ndarray) else cupy.from_dlpack(source)
+                _check_size(whole.nbytes - memory.first, memory)
+                data = whole.data + memory.first
+    except Exception as error:  # somebody else's code may raise anything
+        raise BufferError(f"CuPy does not take memory on {memory.device}: {error}") from error
     _check_address(data.ptr, memory)
     strides = tuple(stride * at.itemsize for stride in at.strides)
     return cupy.ndarray(at.shape, numpy_dtype(at.dtype), data + at.byte_offset, strides)
@@ -293,7 +315,11 @@ def check_plain(tensor: Any) -> None:
 
 def detached(owner: Any) -> Any:
     """Of a torch tensor its twin, which `set_` and `resize_` of the tensor leave alone."""
-    return owner.detach() if hasattr(owner, "detach") else owner
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(owner, torch.Tensor):
+        return owner
+    with torch._C.DisableTorchFunctionSubclass():  # whatever a subclass makes of it
+        return torch.Tensor.detach(owner)
 
 
 def check_readable(value: Any) -> None:

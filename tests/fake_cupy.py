@@ -49,6 +49,10 @@ class ndarray:  # noqa: N801 - CuPy's name
         self.strides = np.zeros(shape, dtype).strides if strides is None else tuple(strides)
         self.device = Device(memptr.number)
 
+    @property
+    def nbytes(self):
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
     def host(self):
         """The elements, where they lie."""
         if 0 in self.shape:

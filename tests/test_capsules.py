@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import weakref
 
 import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
 import numpy as np
@@ -118,3 +120,60 @@ def test_views_of_an_soa_can_be_wrapped():
     with pytest.raises(TypeError, match="holds float32, but field 'c0' is int32"):
         plain("int32").wrap(whole, 8)
     assert BYTES.wrap(soa.buffer, 32)["c1"][0] == 0
+
+
+class Given:
+    """A producer with options of its own, over an array of NumPy's."""
+
+    def __init__(self, array, give):
+        self.array, self.give = array, give
+
+    def __dlpack__(self, **asked):
+        return self.give(self.array, **asked)
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
+@pytest.mark.parametrize("version", [None, (1, 0)])
+def test_a_capsule_that_is_given_twice(version):
+    """Only one consumer takes it: while an SoA lives nobody else can, and so nobody frees it."""
+    array = np.full(64, 7, np.uint8)
+    alive = weakref.ref(array)
+    again = Given(array.__dlpack__(max_version=version), lambda capsule, **asked: capsule)
+    del array
+    soa = BYTES.wrap(again, 9)
+    column = soa["c1"]
+    with pytest.raises(BufferError, match="gives a capsule that was taken before"):
+        BYTES.wrap(again, 9)
+    with pytest.raises(ValueError, match="Capsule"):
+        np.from_dlpack(again)
+    del soa
+    assert column.tolist() == [7] * 9
+    del column
+    gc.collect()
+    taken = np.from_dlpack(again)  # it has its own name again
+    assert taken[0] == 7
+    with pytest.raises(BufferError, match="taken before"):
+        BYTES.wrap(again, 9)
+    del taken, again
+    gc.collect()
+    assert alive() is None
+
+
+def test_producers_that_copy():
+    """No copy is asked for, and one that comes all the same is refused: writes would be lost."""
+    array = np.zeros(64, np.uint8)
+
+    def copies(array, *, copy=None, **asked):
+        return array.__dlpack__(copy=copy is not False, **asked)
+
+    soa = BYTES.wrap(Given(array, copies), 9)
+    soa["c0"][:] = 5
+    assert array[:9].tolist() == [5] * 9
+    stubborn = Given(array, lambda array, **asked: array.__dlpack__(**{**asked, "copy": True}))
+    with pytest.raises(BufferError, match="gives a copy of its memory.*wrap what owns the memory"):
+        BYTES.wrap(stubborn, 9)
+    without = Given(array, lambda array, *, max_version: array.__dlpack__(max_version=max_version))
+    BYTES.wrap(without, 9)["c0"][:] = 6
+    assert array[:9].tolist() == [6] * 9

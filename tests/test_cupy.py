@@ -176,6 +176,24 @@ def test_memory_that_moved(cupy):
         shown(views(soa, Spec(x="x"))[0])
 
 
+def test_memory_that_is_no_longer_given(cupy, monkeypatch):
+    """An owner that gives less than before, or what CuPy does not take, is refused in our words."""
+    memory = aligned(np.zeros(LAYOUT.nbytes(33), np.uint8))
+    array = on_device(memory)
+    soa = LAYOUT.wrap(array, 33)
+    array.shape = (len(memory) - 1,)
+    with pytest.raises(BufferError, match=f"its owner gives {len(memory) - 1} bytes of it now"):
+        shown(views(soa, Spec(x="x"))[0])
+    soa = LAYOUT.from_pointer(memory.ctypes.data, 33, device="cuda:1", owner=memory)
+
+    def fails(given):
+        raise KeyError("no driver")
+
+    monkeypatch.setattr(cupy, "asarray", fails)
+    with pytest.raises(BufferError, match="CuPy does not take memory on cuda:1: 'no driver'"):
+        shown(views(soa, Spec(x="x"))[0])
+
+
 def test_managed_memory(cupy, monkeypatch):
     """It has a name of its own, and only CuPy shows it: torch is not asked."""
     monkeypatch.setattr(_frameworks, "_SHOW", {"torch": None, **_frameworks._SHOW})

@@ -177,7 +177,8 @@ def test_older_producers_are_read_only():
     """Before DLPack 1.0 a capsule says nothing of writing; from 1.0 on its flag does."""
     old, frozen = Producer(version=None), Producer(flags=1)
     assert LAYOUT.wrap(old, ROWS).readonly
-    assert old.asked == [{"max_version": (1, 0)}, {}]
+    new = {"max_version": (1, 0)}
+    assert old.asked == [{**new, "copy": False}, new, {}]
     assert LAYOUT.wrap(frozen, ROWS).readonly
     assert LAYOUT.wrap(OnCuda(data=(FAR, True)), ROWS).readonly
     assert LAYOUT.from_pointer(FAR, ROWS, device="cuda:0", readonly=True).readonly

@@ -68,6 +68,8 @@ def test_who_waits_for_whom(monkeypatch):
     assert streams.seen == [("waits for", (7, "cuda:1")), ("asked for", 1), ("asked for", 9)]
     assert waiter(torch.zeros(1)) is None
     assert waiter() is None
+    with pytest.raises(BufferError, match="who writes the memory on cuda:1 does not tell when"):
+        waiter(np.zeros(1))()  # which knows nothing of streams
 
 
 @pytest.mark.parametrize(("hip", "default"), [(None, 1), ("6.4", 0)])
@@ -127,9 +129,6 @@ def test_memory_of_another_device_than_the_current_one(monkeypatch):
     class Tensor(torch.Tensor):
         device = torch.device("cuda:1")
 
-        def detach(self):
-            return self
-
         def __dlpack_device__(self):
             return 2, 1
 
@@ -140,7 +139,7 @@ def test_memory_of_another_device_than_the_current_one(monkeypatch):
     there = torch.empty(LAYOUT.nbytes(5), dtype=torch.uint8).as_subclass(Tensor)
     with pytest.raises(BufferError, match="enough seen"):
         LAYOUT.wrap(there, 5)
-    assert asked == [("cuda:1", "max_version")]
+    assert asked == [("cuda:1", "max_version", "copy")]
     monkeypatch.setitem(_frameworks._SHOW, "test_streams", lambda memory, at: there)
     soa = LAYOUT.from_pointer(1 << 40, 5, device="cuda:1")
     soa.buffer.memory = soa.buffer.memory._replace(source=Producer([]))

@@ -13,7 +13,7 @@ from cases import filled
 import soaview_torch
 from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
 from soaview._device import DeviceBuffer
-from soaview._dlpack import DeviceMemory
+from soaview._dlpack import DeviceMemory, capsule_of, of_capsule
 from soaview._frameworks import show
 from soaview_torch import empty, forward, tensors, to, write
 
@@ -277,6 +277,75 @@ def test_an_owner_of_a_subclass():
     assert type(k) is torch.Tensor
     k[:] = torch.arange(33)
     assert owner.view(torch.int64)[LAYOUT.offset("k", 33) // 8 + 7] == 7
+
+
+class Far:
+    """Speaks DLPack for a tensor, and is no tensor itself: a device's array of another library."""
+
+    def __init__(self, tensor):
+        self.tensor, self.failing = tensor, None
+
+    def __dlpack__(self, **asked):
+        if self.failing is not None:
+            raise self.failing
+        return self.tensor.__dlpack__(**asked)
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+    def soa(self, layout, rows):
+        """As `wrap` makes it of memory that is on a device."""
+        said = of_capsule(capsule_of(self), (1, 0), layout._asked(rows))
+        buffer = DeviceBuffer(said._replace(source=self, owner=self), layout.nbytes(rows), 4)
+        return SoA(layout, buffer, rows, 0, rows)
+
+
+TABLE = Layout([Column("x", "float32"), Column("y", "float32")])
+
+
+def test_a_table_in_column_order_on_a_device():
+    """Memory that is (rows, columns) in Fortran's order is the layout's, as it is on the host."""
+    table = torch.arange(64, dtype=torch.float32).reshape(2, 32).T
+    soa = Far(table).soa(TABLE, 32)
+    [y] = tensors(soa, Spec(y="y"))
+    assert y.tolist() == list(range(32, 64))
+    y[0] = -1
+    assert table[0, 1] == -1
+    assert torch.from_dlpack(views(soa, Spec(y="y"))[0])[0] == -1
+
+
+@pytest.mark.parametrize("error", [OSError, KeyError, RuntimeError, BufferError])
+def test_producers_that_fail_later(error):
+    """What they raise, or that they give less than before, comes as one kind of error."""
+    far = Far(torch.zeros(64))
+    soa = far.soa(TABLE, 32)
+    [view] = views(soa, Spec(y="y"))
+    for failing, tensor in ((error("gone"), far.tensor), (None, far.tensor[:63])):
+        far.failing, far.tensor = failing, tensor
+        message = "gone" if failing else "gives 252 bytes of it now, and the SoA has 256"
+        for follow in (lambda: tensors(soa, Spec(y="y")), view.__dlpack__):
+            with pytest.raises(BufferError, match=message):
+                follow()
+
+
+def test_a_subclass_whose_twin_is_none():
+    """`detach` of a subclass may give anything; the memory is held, and stays where it is."""
+
+    class Odd(torch.Tensor):
+        def detach(self):
+            return torch.zeros(1)
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.detach:
+                return torch.zeros(1)
+            return super().__torch_function__(function, types, args, kwargs)
+
+    plain = torch.full((64,), 7.0)
+    column = TABLE.wrap(plain.as_subclass(Odd), 32)["x"]
+    with pytest.raises(RuntimeError, match="not resizable"):
+        plain.untyped_storage().resize_(0)
+    assert column.tolist() == [7.0] * 32
 
 
 def test_memory_that_starts_between_items_of_its_storage():
