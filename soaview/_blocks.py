@@ -52,21 +52,24 @@ class Blocks(Mapping[str, Layout]):
     def __init__(self, layouts: Mapping[str, Layout]) -> None:
         if not isinstance(layouts, Mapping):
             raise TypeError(f"blocks are a mapping from name to Layout, got {layouts!r:.60}")
-        layouts = dict(layouts)
-        if not layouts:
-            raise ValueError("blocks need at least one layout")
-        for name, layout in layouts.items():
-            check_name("block", name)
+        found: dict[str, Layout] = {}
+        for key, layout in layouts.items():
+            name = check_name("block", key)
             if not isinstance(layout, Layout):
                 raise TypeError(f"block {name!r} must be a Layout, got {layout!r:.60}")
-        (first, one), *others = layouts.items()
+            if name in found:  # strings of a kind that says they differ
+                raise ValueError(f"block name {name!r:.80} stands twice; names must be unique")
+            found[name] = layout
+        if not found:
+            raise ValueError("blocks need at least one layout")
+        (first, one), *others = found.items()
         for name, layout in others:
             if layout.alignment != one.alignment:
                 raise ValueError(
                     f"blocks need one alignment: {first!r} has {one.alignment}, {name!r} has "
                     f"{layout.alignment}"
                 )
-        freeze(self, layouts=MappingProxyType(layouts), alignment=one.alignment)
+        freeze(self, layouts=MappingProxyType(found), alignment=one.alignment)
 
     def __getitem__(self, name: str) -> Layout:
         if not isinstance(name, str) or name not in self.layouts:
@@ -236,23 +239,26 @@ class SoABlocks(Mapping[str, SoA]):
 
     __slots__ = ("__weakref__", "_buffer", "_soas", "layout", "rows")
 
+    _buffer: HostBuffer | DeviceBuffer | None
+    _soas: dict[str, SoA]
+    layout: Blocks
+    rows: Mapping[str, int]
+
     def __init__(
         self, layout: Blocks, rows: Mapping[str, int], memory: HostBuffer | DeviceBuffer
     ) -> None:
-        self.layout = layout
-        self.rows: Mapping[str, int] = MappingProxyType(dict(rows))
-        self._buffer: HostBuffer | DeviceBuffer | None = memory
-        self._soas = {}
+        soas = {}
         for name, (first, nbytes) in layout._places(rows).items():
             part = memory.part(first, nbytes, layout[name].sizes[-1])
-            self._soas[name] = SoA(layout[name], part, rows[name], 0, rows[name])
+            soas[name] = SoA(layout[name], part, rows[name], 0, rows[name])
+        rows = MappingProxyType(dict(rows))
+        freeze(self, layout=layout, rows=rows, _soas=soas, _buffer=memory)
 
     @classmethod
     def of(cls, layout: Blocks, soas: dict[str, SoA], rows: Mapping[str, int]) -> SoABlocks:
         """Blocks that do not lie in one buffer, as JAX and `replace` make them."""
         found = cls.__new__(cls)
-        found.layout, found.rows = layout, MappingProxyType(dict(rows))
-        found._soas, found._buffer = soas, None
+        freeze(found, layout=layout, rows=MappingProxyType(dict(rows)), _soas=soas, _buffer=None)
         return found
 
     def replace(self, soas: Mapping[str, SoA]) -> SoABlocks:
@@ -312,6 +318,12 @@ class SoABlocks(Mapping[str, SoA]):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"blocks are immutable, and {name!r} cannot be set; see `replace`")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"blocks are immutable, and {name!r} cannot be deleted")
+
     def __setitem__(self, key: object, value: object) -> NoReturn:
         raise TypeError("write through the view: soas[block][column][...] = values")
 
@@ -334,6 +346,8 @@ class SoABlocks(Mapping[str, SoA]):
         return reduce_soa(SoABlocks, self.layout, dict(self.rows), soas.buffer.root, protocol)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
+        if hasattr(self, "layout"):
+            raise AttributeError("blocks are immutable, and their state cannot be set again")
         found = rebuild_soa(state)
         SoABlocks.__init__(self, found.layout, found.rows, found.buffer)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, final
 
 import numpy as np
 
-from ._dtypes import BYTE, numpy_dtype
+from ._dtypes import BYTE, exact_int, numpy_dtype
 from ._host import ArrayInterface, address_of, as_bytes, holding_the_export
 
 if TYPE_CHECKING:
@@ -133,6 +133,14 @@ class Buffer(ABC):
         """
         return None
 
+    def _check_part(self, first: int, nbytes: int) -> None:
+        """Raise unless so many bytes from this one on are inside."""
+        first, nbytes = exact_int(first, "first"), exact_int(nbytes, "nbytes")
+        if min(first, nbytes) < 0 or first + nbytes > self.nbytes:
+            raise ValueError(
+                f"{nbytes} bytes from byte {first} on are not inside the buffer's {self.nbytes}"
+            )
+
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "views and their memory are not copied or pickled on their own, apart from each other: "
@@ -204,6 +212,7 @@ class HostBuffer(Buffer):
 
     def part(self, first: int, nbytes: int, itemsize: int) -> HostBuffer:
         """Some of the bytes, as memory of its own that is aligned for items of `itemsize`."""
+        self._check_part(first, nbytes)
         part = HostBuffer(self.root[first : first + nbytes], nbytes, itemsize)
         part.owner = self.owner
         return part

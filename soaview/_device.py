@@ -16,6 +16,7 @@ from ._dlpack import (
     ON_HOST,
     DeviceMemory,
     capsule_of,
+    check_order,
     check_pointer,
     check_stream,
     of_capsule,
@@ -36,7 +37,7 @@ from ._frameworks import (
 )
 from ._host import ArrayInterface, host_bytes
 from ._strided import Strided
-from ._typed import Asked
+from ._typed import Asked, numpy_says
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,6 +97,7 @@ class DeviceBuffer(Buffer):
 
     def part(self, first: int, nbytes: int, itemsize: int) -> DeviceBuffer:
         """Some of the bytes, as memory of its own that is aligned for items of `itemsize`."""
+        self._check_part(first, nbytes)
         at = self.memory
         part = at._replace(address=at.address + first, size=nbytes, first=at.first + first)
         return DeviceBuffer(part, nbytes, itemsize)
@@ -212,14 +214,15 @@ def _exported(owner: Any, asked: Asked) -> DeviceMemory | None:
                 f"{name} has no memory to wrap ({error}); pass a plain dense array, detached"
             ) from error
         return of_capsule(capsule, (kind, index), asked)._replace(source=source)
-    interface = getattr(owner, _CUDA, None)
-    if interface is None:
-        return None
     try:
-        memory = of_interface(interface, asked)
-        return memory._replace(number=number_of(memory))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        interface = getattr(owner, _CUDA, None)
+        if interface is None:
+            return None
+        memory, (dtype, shape, strides) = of_interface(interface)
+    except Exception as error:  # likewise
         raise BufferError(f"{name}'s __cuda_array_interface__ is not one ({error})") from error
+    check_order(asked, numpy_says(dtype), shape, strides, dtype.itemsize)
+    return memory._replace(number=number_of(memory))
 
 
 def located(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ._dtypes import exact_int
-from ._typed import Asked, by_columns, numpy_says
+from ._typed import Asked, by_columns
 
 # DLPack's DLDeviceType: https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h
 DEVICES = {
@@ -192,7 +193,7 @@ def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> Device
         raise BufferError(f"its items have {tensor.bits} bits in {tensor.lanes} lanes")
     kind = _CODES.get(tensor.code, f"DLPack's type {tensor.code} of bits ")
     says = "bool" if kind == "bool" and tensor.bits == 8 else f"{kind}{tensor.bits}"
-    _check_order(asked, says, shape, strides, 1)
+    check_order(asked, says, shape, strides, 1)
     size = math.prod(shape) * tensor.bits // 8
     address = check_pointer((tensor.data or 0) + tensor.byte_offset, size)
     return DeviceMemory(address, size, readonly, *where, None, _Taken(capsule))
@@ -203,43 +204,58 @@ def _device_of(kind: int, number: int) -> tuple[str, int]:
     return ("cpu", 0) if kind in ON_HOST else (DEVICES[kind].removesuffix("_managed"), number)
 
 
-def of_interface(interface: Any, asked: Asked) -> DeviceMemory:
+Items = tuple["np.dtype[Any]", tuple[int, ...], tuple[int, ...] | None]
+"""Dtype, shape, and strides in bytes, where these are told."""
+
+
+def of_interface(interface: Any) -> tuple[DeviceMemory, Items]:
     """What a CUDA array interface says. It names no device: the first one, if nobody knows better.
 
     Versions differ in what nobody needs here, and in the stream; RMM calls its own 0.
+
+    Raises:
+        Whatever reading it raises.
     """
     if interface["version"] not in (0, 1, 2, 3) or interface.get("mask") is not None:
         raise ValueError("a version up to 3 is needed, without a mask")
-    if not isinstance(interface["typestr"], str):
-        raise TypeError(f"its typestr is {interface['typestr']!r}")
-    dtype = np.dtype(interface["typestr"])
+    typestr = interface["typestr"]
+    if not isinstance(typestr, str) or not re.fullmatch("[<>|=]?[A-Za-z?][0-9]*", typestr):
+        raise TypeError(f"its typestr is {typestr!r:.60}")
+    dtype = np.dtype(typestr)
     if dtype.type is np.void and interface.get("descr"):
         dtype = np.dtype(list(interface["descr"]))
-    says = numpy_says(dtype)
     shape = tuple(exact_int(number, "shape") for number in interface["shape"])
     if min(shape, default=0) < 0:
         raise ValueError(f"its shape is {shape}")
-    _check_order(asked, says, shape, interface.get("strides"), dtype.itemsize)
+    strides = interface.get("strides")
+    if strides is not None:
+        strides = tuple(exact_int(stride, "stride") for stride in strides)
+        if len(strides) != len(shape):
+            raise ValueError(f"its strides are {strides}, its shape is {shape}")
     address, readonly = interface["data"]
     size = math.prod(shape) * dtype.itemsize
     stream = check_stream(interface.get("stream"))
     address = check_pointer(address, size)
-    return DeviceMemory(address, size, bool(readonly), KINDS["cuda"], 0, stream)
+    memory = DeviceMemory(address, size, bool(readonly), KINDS["cuda"], 0, stream)
+    return memory, (dtype, shape, strides)
 
 
-def _check_order(
-    asked: Asked, says: str | None, shape: tuple[int, ...], strides: Any, itemsize: int
+def check_order(
+    asked: Asked,
+    says: str | None,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    itemsize: int,
 ) -> None:
     """Raise unless these are items without gaps, of the dtype and in the order that is asked."""
     c, fortran = True, len(shape) < 2
     if strides is not None and 0 not in shape:
-        steps = tuple(exact_int(stride, "stride") for stride in strides)
-        c = _is_dense(shape, steps, itemsize)
-        fortran = _is_dense(shape[::-1], steps[::-1], itemsize)
+        c = _is_dense(shape, strides, itemsize)
+        fortran = _is_dense(shape[::-1], strides[::-1], itemsize)
     if not (by_columns(asked, says, shape, c=c, fortran=fortran) or c):
         raise BufferError(
-            f"the buffer is not contiguous: shape {shape}, strides {tuple(strides)}; pass the "
-            f"array that owns the memory, or a contiguous copy of it"
+            f"the buffer is not contiguous: shape {shape}, strides {strides}; pass the array that "
+            f"owns the memory, or a contiguous copy of it"
         )
 
 

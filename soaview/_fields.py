@@ -42,8 +42,10 @@ def shown(name: str) -> str:
 
 def _check_dtype(name: str, dtype: Any) -> tuple[str, tuple[int, ...]]:
     """The dtype's canonical name, and its own shape, from a name or any library's dtype."""
-    if isinstance(dtype, str) and dtype in ITEMSIZE:
-        return str.__str__(dtype), ()
+    if isinstance(dtype, str):
+        dtype = str.__str__(dtype)
+        if dtype in ITEMSIZE:
+            return dtype, ()
     known, shape = _numpys(dtype)
     if known is not None:
         if not known.isnative:
@@ -115,13 +117,13 @@ class Column:
                 f"field {name!r:.80}: bad shape {tuple(shape)!r:.200}; expected (), (d,) or "
                 f"(r, c), with at least one component"
             )
-        if not isinstance(order, str) or order not in ("F", "C"):
+        if not isinstance(order, str) or str.__str__(order) not in ("F", "C"):
             raise ValueError(f"field {name!r:.80}: order must be 'F' or 'C', got {order!r:.60}")
         if own and shape not in ((), own):
             raise ValueError(
                 f"field {name!r:.80}: the dtype has shape {own}, and the field {shape}; pass one"
             )
-        freeze(self, shape=shape, order=order)
+        freeze(self, shape=shape, order=str.__str__(order))
 
     @property
     def itemsize(self) -> int:

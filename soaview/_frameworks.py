@@ -270,8 +270,15 @@ def filling(target: Any, array: Any) -> Callable[[], Callable[[], object]]:
     """
     name = framework_of(target)
     framework = sys.modules[name]
-    with made_current(target):
-        given = framework.from_dlpack(array)
+    try:
+        with made_current(target):
+            given = framework.from_dlpack(array)
+    except Exception as error:  # somebody else's code may raise anything
+        raise BufferError(f"{name} does not take the values: {error}") from error
+    if given.shape != target.shape:
+        raise ValueError(f"got shape {tuple(given.shape)}, expected {tuple(target.shape)}")
+    if given.dtype != target.dtype:
+        raise TypeError(f"got dtype {given.dtype}, expected {target.dtype}; convert it first")
 
     def fill() -> Callable[[], object]:
         stream = None

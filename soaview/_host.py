@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._dtypes import INT64_MAX
 from ._typed import Asked, by_columns, format_says, numpy_says
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class ArrayInterface:
     def __init__(
         self, address: int, nbytes: int, readonly: bool, memory: object, owner: object = None
     ) -> None:
+        if nbytes > INT64_MAX:
+            raise ValueError(f"no memory of {nbytes} bytes is at address {address:#x}")
         self.memory = memory
         self.owner = owner
         data = {"data": (address, readonly), "shape": (nbytes,)}

@@ -7,9 +7,10 @@ import itertools
 import keyword
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, final
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Value:
     """In a spec: the scalar as it is, shape `()`, where its name alone broadcasts to the rows.
@@ -19,6 +20,9 @@ class Value:
     """
 
     name: str
+
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError("Value is final: write one, Value(name)")
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -32,6 +36,7 @@ class Value:
 Entry = str | tuple[str, ...] | Value
 
 
+@final
 class Spec(Mapping[str, Entry]):
     """Which columns make each tensor, and in which order the tensors come.
 
@@ -53,6 +58,9 @@ class Spec(Mapping[str, Entry]):
 
     __slots__ = ("_entries", "key")
 
+    _entries: dict[str, Entry]
+    key: str
+
     def __init__(self, entries: Mapping[str, Any] | None = None, /, **named: Any) -> None:
         if entries is None:
             entries = {}
@@ -60,15 +68,27 @@ class Spec(Mapping[str, Entry]):
             raise TypeError(f"a spec is made from a mapping or keywords, got {entries!r}")
         if twice := entries.keys() & named.keys():
             raise ValueError(f"tensors given twice: {', '.join(map(repr, sorted(twice)))}")
-        self._entries = {}
+        found: dict[str, Entry] = {}
         for name, entry in {**entries, **named}.items():
             if not isinstance(name, str):
                 raise TypeError(f"a tensor's name must be a string, got {name!r:.60}")
             if not name:
                 raise ValueError("a tensor's name must not be empty")
             name = str.__str__(name)
-            self._entries[name] = checked_entry(name, entry)
-        self.key = repr([*self._entries.items()])
+            if name in found:  # strings of a kind that says they differ
+                raise ValueError(f"tensors given twice: {name!r}")
+            found[name] = checked_entry(name, entry)
+        object.__setattr__(self, "_entries", found)
+        object.__setattr__(self, "key", repr([*found.items()]))
+
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError("a spec's class is final; hold one in an object of your own instead")
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a spec is immutable, and {name!r} cannot be set; make another one")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a spec is immutable, and {name!r} cannot be deleted")
 
     def __getitem__(self, name: str) -> Entry:
         try:
@@ -129,13 +149,14 @@ def checked_entry(tensor: str, entry: Any) -> Entry:
         return entry
     if isinstance(entry, str):
         return str.__str__(entry)
-    if not isinstance(entry, (list, tuple)) or not all(isinstance(c, str) for c in entry):
+    names = tuple(entry) if isinstance(entry, (list, tuple)) else (None,)
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"{where}expected a column's name, a list of names or Value(name), got {entry!r:.200}"
         )
-    if not entry:
+    if not names:
         raise ValueError(f"{where}the list of columns is empty")
-    return tuple(map(str.__str__, entry))
+    return tuple(map(str.__str__, names))
 
 
 def columns_of(entry: Entry) -> tuple[str, ...]:

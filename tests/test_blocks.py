@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from cases import IMAGES
+from test_spec import Own
 
 from soaview import Blocks, Column, Layout, Scalar, SoABlocks, Spec, views
 from soaview._device import DeviceBuffer
@@ -88,6 +89,22 @@ def test_a_view_stays_in_its_block():
         type(view)("t", "float32", 4, (1408 // 4 + 1,), (1,), 0, view.buffer)
 
 
+@pytest.mark.parametrize("first", [-128, 0, 10**6])
+@pytest.mark.parametrize("nbytes", [-1, 10**6])
+def test_a_part_lies_inside(first, nbytes):
+    """No part of a buffer starts before it, or ends after it."""
+    far = Layout(TRACKS.fields).from_pointer(1 << 40, 33, device="cuda:0")
+    for buffer in (TRACKS.allocate(33).buffer, far.buffer):
+        with pytest.raises(ValueError, match=rf"{nbytes} bytes from byte {first} on .*inside the"):
+            buffer.part(first, nbytes, 4)
+        with pytest.raises(ValueError, match="128 bytes from byte 1300 on are not inside"):
+            buffer.part(1300, 128, 4)
+        with pytest.raises(TypeError, match="must be an integer, got 0.0"):
+            buffer.part(0.0, 128, 4)
+        assert buffer.part(1280, 128, 4).address == buffer.address + 1280
+        assert buffer.part(1408, 0, 4).nbytes == 0
+
+
 def test_device_memory():
     """Blocks of a device's memory know where they are, without its being read."""
     memory = DeviceMemory(2**20, BLOCKS.nbytes(ROWS), False, 2, 1)
@@ -150,6 +167,20 @@ def test_a_mapping():
         views(event, Spec(pt="pt"))
 
 
+def test_blocks_cannot_be_set():
+    """What was checked together stays together."""
+    event = filled()
+    for change in (
+        lambda: setattr(event, "rows", {}),
+        lambda: setattr(event, "layout", BLOCKS),
+        lambda: delattr(event, "rows"),
+        lambda: event.__setstate__({}),
+    ):
+        with pytest.raises(AttributeError, match="blocks are immutable"):
+            change()
+    assert pickle.loads(pickle.dumps(event))["tracks"]["pt"][3] == 3
+
+
 def test_blocks_replaced():
     """A block may be another SoA of its layout and rows; nothing else is taken."""
     event = filled()
@@ -209,6 +240,7 @@ def test_bad_blocks():
         ({"": HITS}, ValueError, "must not be empty"),
         ({3: HITS}, TypeError, "block's name must be a string, got 3"),
         ({"hits": HITS.fields}, TypeError, "block 'hits' must be a Layout"),
+        ({Own("a"): HITS, Own("a"): HITS}, ValueError, "block name 'a' stands twice"),
         (
             {"a": HITS, "b": Layout(HITS.fields, alignment=64)},
             ValueError,

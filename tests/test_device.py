@@ -254,6 +254,12 @@ class Broken(Producer):
         raise OSError("this is not yours")
 
 
+class Lost:
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("no device")
+
+
 class Shrunk(Producer):
     """What torch says of a tensor whose storage was resized."""
 
@@ -303,10 +309,18 @@ class Shrunk(Producer):
         (lambda: OnCuda(shape=(NBYTES * 1.0,)), "must be an integer"),
         (lambda: OnCuda(shape=(NBYTES // 8,), typestr="|O"), "Python objects"),
         (lambda: OnCuda(typestr="what"), "OnCuda's __cuda_array_interface__ is not one"),
+        (lambda: OnCuda(typestr="(2,3)f4"), r"its typestr is '\(2,3\)f4'"),
+        (lambda: OnCuda(typestr=",,"), "its typestr is ',,'"),
+        (lambda: OnCuda(typestr="f400"), "OnCuda's __cuda_array_interface__ is not one"),
+        (lambda: OnCuda(strides=()), r"its strides are \(\), its shape is"),
+        (lambda: Lost(), r"Lost's __cuda_array_interface__ is not one \(no device\)"),
         (lambda: OnCuda(strides=(2,)), "not contiguous"),
         (lambda: OnCuda(typestr="|V8", descr=[("x", "<f4"), ("y", "<f4")]), "holds records"),
-        (lambda: OnCuda(typestr=">f4"), "not in this machine's byte order"),
-        (lambda: OnCuda(typestr="<f4", shape=(NBYTES // 4,)), "holds float32, but field"),
+        (
+            lambda: OnCuda(typestr=">f4"),
+            "^the buffer's numbers .* are not in this machine's byte order",
+        ),
+        (lambda: OnCuda(typestr="<f4", shape=(NBYTES // 4,)), "^the buffer holds float32"),
         (lambda: OnCuda(strides=(1, 1)), "is not one"),
         (lambda: OnCuda(stream=0), "stream must be a positive integer, got 0"),
         (lambda: OnCuda(data=(0, False)), "no memory of 768 bytes is at address 0x0"),
@@ -317,5 +331,5 @@ class Shrunk(Producer):
 )
 def test_bad_producers(make, message):
     """What a protocol tells is checked, and refused with what was got."""
-    with pytest.raises((BufferError, ValueError), match=message):
+    with pytest.raises((BufferError, TypeError, ValueError), match=message):
         LAYOUT.wrap(make(), ROWS)

@@ -36,6 +36,18 @@ def test_dtypes_as_numpy_spells_them(given, name):
     assert Column("x", given).dtype == name
 
 
+class Yes(str):
+    """A string that says that it is like every other, and is found where `int8` is."""
+
+    __slots__ = ()
+
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return hash("int8")
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -59,6 +71,8 @@ def test_dtypes_as_numpy_spells_them(given, name):
         (lambda: Column("x", "f4", (True,)), TypeError, "must be an integer, got True"),
         (lambda: Column("x", "f4", (2, 2), order="A"), ValueError, "order must be 'F' or 'C'"),
         (lambda: Column("x", "f4", (2, 2), order=np.array("C")), ValueError, "order must be"),
+        (lambda: Column("x", "f4", (2, 2), order=Yes("Q")), ValueError, "order must be"),
+        (lambda: Column("x", Yes("float33")), ValueError, "unknown dtype 'float33'"),
         (lambda: Layout([type("Own", (Column,), {})("x", "f4")]), TypeError, "a field must be"),
         (lambda: Layout([Column(str(i), "i1") for i in range(65_537)]), ValueError, "too many"),
         (lambda: Layout([]), ValueError, "at least one field"),

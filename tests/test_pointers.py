@@ -42,6 +42,7 @@ FAR = 0x7F00_0000_0000
         ({"nbytes": 1e6}, TypeError, "nbytes must be an integer"),
         ({"rows": -1}, ValueError, "rows must not be negative"),
         ({"rows": 2**62}, ValueError, "no memory of"),
+        ({"rows": 2**60, "device": "cpu"}, ValueError, "no memory of"),
         ({"readonly": 1}, TypeError, "readonly must be True or False"),
         ({"stream": 0}, ValueError, "stream must be a positive integer, got 0"),
         ({"stream": 2**64}, ValueError, "stream must be a positive integer"),

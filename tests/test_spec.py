@@ -26,6 +26,33 @@ LAYOUT = Layout(
 )
 
 
+class Own(str):
+    """A string that says that it is like no other."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
+
+
+class Full(list):
+    """An empty list that says that it is not empty."""
+
+    def __bool__(self):
+        return True
+
+
+def test_what_a_spec_holds_cannot_be_set():
+    """Caches know a spec by its key, and by the plain strings that it names."""
+    spec = Spec({Own("a"): Own("x"), "b": [Own("y")], "c": Value(Own("s"))})
+    for change in (lambda: setattr(spec, "key", "other"), lambda: delattr(spec, "key")):
+        with pytest.raises(AttributeError, match="a spec is immutable, and 'key' cannot be"):
+            change()
+    assert spec == Spec(a="x", b=["y"], c=Value("s"))
+    assert spec.key == Spec(a="x", b=["y"], c=Value("s")).key
+
+
 def test_mapping_protocol():
     """A spec is a mapping from tensor name to entry, in order, and a value."""
     spec = Spec(features=["x", "y"], cov="c", s=Value("s"))
@@ -99,6 +126,11 @@ def test_reorder_and_subset():
         (lambda: Spec(a={"x"}), TypeError, "tensor 'a'"),
         (lambda: Spec({"a": "x"}, a="y"), ValueError, "tensors given twice: 'a'"),
         (lambda: Value(3), TypeError, "Value takes a scalar's name, got 3"),
+        (lambda: Spec({Own("a"): "x", Own("a"): "y"}), ValueError, "tensors given twice: 'a'"),
+        (lambda: Spec({Own("a"): "x"}, a="y"), ValueError, "tensors given twice: 'a'"),
+        (lambda: Spec(a=Full()), ValueError, "tensor 'a': the list of columns is empty"),
+        (lambda: type("V", (Value,), {}), TypeError, "Value is final"),
+        (lambda: type("S", (Spec,), {}), TypeError, "a spec's class is final"),
     ],
 )
 def test_bad_specs(make, error, message):

@@ -222,11 +222,28 @@ def test_what_is_written_by_torch_is_waited_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
     target = torch.zeros(2).as_subclass(Target)
     Target.__module__ = "torch"
-    fill = _frameworks.filling(target, np.ones(2))
+    fill = _frameworks.filling(target, np.ones(2, "f4"))
     assert queue == []
     wait = fill()
     assert queue == [("written", [1, 1])]
     wait()
     assert queue[1:] == ["waited"]
-    _frameworks.filling(torch.zeros(2), np.ones(2))()()
+    _frameworks.filling(torch.zeros(2), np.ones(2, "f4"))()()
     assert len(queue) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (np.ones(2), TypeError, "got dtype torch.float64, expected torch.float32; convert it"),
+        (np.ones(1, "f4"), ValueError, r"got shape \(1,\), expected \(2,\)"),
+        (np.ones((2, 1), "f4"), ValueError, r"got shape \(2, 1\), expected \(2,\)"),
+        (5, BufferError, "torch does not take the values: "),
+    ],
+)
+def test_what_does_not_fit_is_not_written(values, error, message):
+    """Nothing is broadcast or converted."""
+    target = torch.zeros(2)
+    with pytest.raises(error, match=message):
+        _frameworks.filling(target, values)
+    assert not target.any()
