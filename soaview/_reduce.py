@@ -23,7 +23,16 @@ def copy_rows(layout: Layout, capacity: int, rows: range, source: Any, target: A
     """Copy some rows of memory that has `capacity` to memory that has no others.
 
     Both are flat arrays of bytes, of NumPy or of one device's framework.
+
+    Raises:
+        ValueError: rows that are not there, or not next to each other; too little memory. Nothing
+            has been copied.
     """
+    if rows.step != 1 or not 0 <= rows.start <= rows.stop <= capacity:
+        raise ValueError(f"rows must be a range with step 1 inside of {capacity} rows, got {rows}")
+    for memory, count in ((source, capacity), (target, len(rows))):
+        if len(memory) < layout.nbytes(count):
+            raise too_small(len(memory), layout.nbytes(count))
     both = zip(runs(layout, capacity), runs(layout, len(rows)), strict=True)
     for run, own in both:
         size, (components, width) = ITEMSIZE[run.dtype], run.shape

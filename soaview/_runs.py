@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from ._dtypes import check_rows
+
 if TYPE_CHECKING:
     from ._layout import Layout
 
@@ -36,6 +38,8 @@ def runs(layout: Layout, rows: int) -> tuple[Run, ...]:
     >>> [(run.names, run.offset, run.shape) for run in runs(layout, rows=33)]
     [(('x', 'y'), 0, (4, 64)), (('n',), 1024, (1, 32))]
     """
+    if type(rows) is not int:  # which would be found under an equal one
+        rows = check_rows(rows)
     last: tuple[int, tuple[Run, ...]] | None = layout.plans.get("runs")
     if last is not None and last[0] == rows:
         return last[1]

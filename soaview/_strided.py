@@ -80,6 +80,8 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     (True, False)
     """
     expected = 1
+    if len(shape) != len(strides):
+        raise ValueError(f"shape {shape} and strides {strides} have different numbers of axes")
     if 0 in shape:
         return True
     for stride, count in sorted(zip(strides, shape, strict=True)):

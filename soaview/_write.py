@@ -27,6 +27,12 @@ def tensor_labels(spec: Spec, given: Sequence[Any]) -> list[str]:
     return [f"tensor {name!r}" for name in spec]
 
 
+def check_count(what: str, given: Sequence[Any], spec: Spec) -> None:
+    """Raise unless there is one for each of the spec's tensors."""
+    if len(given) != len(spec):
+        raise ValueError(f"got {len(given)} {what}, but the spec has {len(spec)}: {list(spec)}")
+
+
 def check_given(
     soa: SoA,
     spec: Spec,
@@ -40,8 +46,8 @@ def check_given(
             written twice.
         TypeError: a wrong dtype.
     """
-    if len(given) != len(found):
-        raise ValueError(f"got {len(given)} tensors, but the spec has {len(found)}: {list(spec)}")
+    check_count("tensors", given, spec)
+    check_count("views", found, spec)
     check_columns(soa.layout, spec)
     for (name, _), view, (shape, dtype, device) in zip(spec.items(), found, given, strict=True):
         if device != soa.device:

@@ -313,3 +313,67 @@ def test_what_a_device_answers():
     assert buffer.waiter("other", None) is None
     with pytest.raises(BufferError, match="on cuda:1 is not where it was"):
         buffer.check_imported(0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [
+        (range(0, 10, 2), 5),
+        (range(38, 44), 6),
+        (range(-1, 3), 4),
+        (range(5, 3), 0),
+        (range(5), 4),
+    ],
+)
+def test_rows_that_cannot_be_copied(rows, size):
+    """They follow each other, are there, and have room; or else nothing is copied."""
+    soa = LAYOUT.allocate(40)
+    soa.buffer.root[:] = 1
+    target = np.zeros(LAYOUT.nbytes(size) - (size == 4 and rows.start == 0), np.uint8)
+    with pytest.raises(ValueError, match="rows must be a range with step 1|too small"):
+        adapter.copy_rows(LAYOUT, 40, rows, soa.buffer.root, target)
+    with pytest.raises(ValueError, match="too small: got 5 bytes"):
+        adapter.copy_rows(LAYOUT, 40, range(3), soa.buffer.root[:5], np.zeros(1000, np.uint8))
+    assert not target.any()
+
+
+def test_batches_that_are_not_there():
+    """A batch is asked for by its number."""
+    soa = LAYOUT.allocate(40)
+    pairs = [(soa, Spec(x="x"))]
+    whole, task = (adapter.work(pairs, pairs, size, False) for size in (None, 10))
+    for number in (-1, 4, 99):
+        for asked in (task.inputs_of, task.outputs_of, task.rows_of, whole.rows_of):
+            with pytest.raises(IndexError, match=rf"there are [14] batches, got number {number}"):
+                asked(number)
+    for ins, outs in (([], pairs), (pairs, []), ([], [])):
+        with pytest.raises(ValueError, match="at least one pair"):
+            adapter.work(ins, outs, None, False)
+
+
+def test_runs_of_odd_row_counts():
+    """What is kept for a row count is not given for what only equals it."""
+    adapter.runs(LAYOUT, 1)
+    for rows in (True, 1.0):
+        with pytest.raises(TypeError, match="rows must be an integer"):
+            adapter.runs(LAYOUT, rows)
+    assert adapter.runs(LAYOUT, np.int64(1)) == adapter.runs(LAYOUT, 1)
+
+
+def test_lists_of_different_lengths():
+    """What belongs to a spec's tensors has one for each of them; so do shapes and strides."""
+    soa, spec = LAYOUT.allocate(3), Spec(x="x", y="y")
+    found = views(soa, spec)
+    given = [((3,), "float32", "cpu")] * 2
+    for views_, shapes, message in (
+        (found[:1], given, "got 1 views, but the spec has 2"),
+        (found, given[:1], "got 1 tensors, but the spec has 2"),
+        ([], [], "got 0 tensors, but the spec has 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            adapter.check_given(soa, spec, views_, shapes)
+    target = adapter.Target((3,), np.dtype("f4"), "cpu", [soa["x"]])
+    with pytest.raises(ValueError, match="got 1 targets, but the spec has 2"):
+        adapter.match(soa, spec, [target], [np.zeros(3, "f4")], fits=lambda *_: True, describe=None)
+    with pytest.raises(ValueError, match="different numbers of axes"):
+        adapter.is_dense((3,), (1, 2))

@@ -60,18 +60,25 @@ class Work(NamedTuple):
 
     def inputs_of(self, number: int) -> list[Pair]:
         """The inputs of a batch: slices of SoAs that are split, the others whole."""
+        self._check(number)
         return _parts(self.inputs, self.split, number) if self.batched else self.inputs
 
     def outputs_of(self, number: int) -> list[Pair]:
         """The outputs of a batch, likewise."""
+        self._check(number)
         return _parts(self.outputs, self.written, number) if self.batched else self.outputs
 
     def rows_of(self, number: int) -> list[slice | None]:
         """Of each input the rows in a batch; None where it goes whole."""
+        self._check(number)
         if not self.batched:
             return [None] * len(self.inputs)
         both = zip(self.inputs, self.split, strict=True)
         return [_rows(soa, size, number) for (soa, _), size in both]
+
+    def _check(self, number: int) -> None:
+        if not 0 <= number < self.steps:
+            raise IndexError(f"there are {self.steps} batches, got number {number}")
 
     def _shown(self) -> Iterator[int]:
         try:
@@ -174,6 +181,8 @@ def work(ins: list[Pair], outs: list[Pair], batch_size: object, progress: bool) 
     >>> [len(soa) for number in task.batches() for soa, spec in task.inputs_of(number)]
     [4, 4, 2]
     """
+    if not (ins and outs):
+        raise ValueError("inputs and outputs are at least one pair (soa, spec) each")
     first = outs[0][0]
     device = first.device
     for soa, _ in (*ins, *outs):

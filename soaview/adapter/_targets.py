@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from .._soa import SoA
 from .._spec import Spec
 from .._views import Gather, View, views_or_gathers
-from .._write import check_columns, check_given, check_writable, tensor_labels
+from .._write import check_columns, check_count, check_given, check_writable, tensor_labels
 
 Part = TypeVar("Part")
 """What a framework writes into: a view of its own, one for each part of a target."""
@@ -99,6 +99,7 @@ def match(
     Traceback (most recent call last):
     ValueError: tensor 'x': got shape (4,), expected (3,); it needs one row for each of the SoA's
     """
+    check_count("targets", targets, spec)
     if len(tensors) != len(targets) or not all(map(fits, targets, tensors)):
         both = zip(tensor_labels(spec, tensors), tensors, strict=True)
         given = [describe(label, tensor) for label, tensor in both]
