@@ -19,6 +19,7 @@ from soaview.adapter import (
     check_copy,
     check_dtype,
     check_model,
+    check_writable,
     pairs,
     results,
     work,
@@ -119,6 +120,8 @@ def _run(
         if cast is not None:
             given = [t.to(cast) if t.is_floating_point() else t for t in given]
         made = model(*given)
+    for soa, _ in outputs:
+        check_writable(soa)
     if [memory.version for memory in memories] != versions:
         raise RuntimeError(
             "the model has changed its inputs in place, and so the SoA's columns; drop its "

@@ -25,6 +25,10 @@ def name_of(device: torch.device) -> str:
 
 def device_of(name: torch.device | str) -> torch.device | str:
     """What torch takes for a device, by its own name or soaview's."""
+    if not isinstance(name, (str, torch.device)):
+        raise TypeError(
+            f"device must be a torch.device or a name such as 'cuda:0', got {name!r:.60}"
+        )
     if torch.version.hip is None or not isinstance(name, str):
         return name
     return name.replace("rocm", "cuda")

@@ -37,6 +37,10 @@ def empty(
         device: where; `"cuda"` is torch's current one.
         pin_memory: memory of the host that a GPU copies from and to without waiting.
 
+    Raises:
+        MemoryError: torch has not so much.
+        TypeError: neither layout nor blocks; no device.
+
     >>> from soaview import Column
     >>> empty(Layout([Column("pt", "float32")]), 3)
     SoA(3 rows, 128 bytes on cpu: pt float32)
@@ -49,9 +53,7 @@ def empty(
     first, alignment = 0, layout.alignment  # torch's own is 64 or more, which XLA wants
     for spare in (0, alignment):  # which doubles a power of two, where memory is pinned
         with torch.inference_mode(False):
-            memory = torch.empty(
-                nbytes + spare, dtype=torch.uint8, device=device_of(device), pin_memory=pin_memory
-            )
+            memory = _bytes_of(nbytes + spare, device_of(device), pin_memory)
         try:
             first = -memory.data_ptr() % alignment
         except RuntimeError:
@@ -62,6 +64,19 @@ def empty(
         if not first:
             break
     return layout.wrap(memory[first : first + nbytes], rows)
+
+
+def _bytes_of(nbytes: int, device: torch.device | str, pin_memory: bool) -> torch.Tensor:
+    """Memory of torch's, with whatever it holds."""
+
+    def taken(count: int) -> torch.Tensor:
+        return torch.empty(count, dtype=torch.uint8, device=device, pin_memory=pin_memory)
+
+    try:
+        return taken(nbytes)
+    except RuntimeError as error:
+        taken(0)  # raises where it is the device that is not there
+        raise MemoryError(f"torch has no {nbytes} bytes on {device}: {error}") from error
 
 
 Movable = TypeVar("Movable", SoA, SoABlocks)

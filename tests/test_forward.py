@@ -339,6 +339,20 @@ def test_memory_made_read_only(framework):
     out.buffer.root.flags.writeable = False
     with pytest.raises(BufferError, match="read-only"):
         framework.forward(never, (soa, Spec(x="x")), (out, spec))
+    out.buffer.root.flags.writeable = True
+    before = out.buffer.root.copy()
+
+    def freezes(x):
+        out.buffer.root.flags.writeable = False
+        return x + 1
+
+    for batch_size in (None, 10):
+        out.buffer.root.flags.writeable = True
+        with pytest.raises(BufferError, match="read-only"):
+            framework.forward(
+                lambda x: freezes(x), (soa, Spec(x="x")), (out, spec), batch_size=batch_size
+            )
+        assert (out.buffer.root == before).all()
 
 
 def test_a_bar_of_one_batch(framework, capsys):

@@ -11,7 +11,7 @@ import torch
 from cases import filled
 
 import soaview_torch
-from soaview import Column, Layout, Scalar, SoA, Spec, Value, views
+from soaview import Blocks, Column, Layout, Scalar, SoA, Spec, Value, views
 from soaview._device import DeviceBuffer
 from soaview._dlpack import DeviceMemory, capsule_of, of_capsule
 from soaview._frameworks import show
@@ -132,6 +132,14 @@ def test_the_owner_of_a_pointer_is_not_its_memory():
                 follow(soa, SPEC)
     with pytest.raises(MemoryError, match="rows need"):
         empty(LAYOUT, 2**62)
+    for layout, rows in ((LAYOUT, 2**45), (Blocks({"a": LAYOUT}), {"a": 2**45})):
+        with pytest.raises(MemoryError, match="torch has no .* bytes on cpu: "):
+            empty(layout, rows)
+    for device in (None, 0, "cpu:"):
+        with pytest.raises(TypeError if device != "cpu:" else RuntimeError, match="device"):
+            empty(LAYOUT, 3, device=device)
+        with pytest.raises(TypeError if device != "cpu:" else RuntimeError, match="device"):
+            to(LAYOUT.allocate(3), device)
 
 
 def test_memory_that_is_not_where_it_was_said_to_be():

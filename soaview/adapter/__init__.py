@@ -10,6 +10,7 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | the memory, and what it is asked | `Buffer`, `HostBuffer`, `DeviceBuffer`, `host_array` |
 | arguments | `check_soa`, `check_copy`, `exact_int` |
 | writing | `writable_views`, `Target`, `Matches`, `match`, `Described`, `parts_of`, `overlaps` |
+| the same | `check_writable`, where memory may have become read-only since |
 | columns in place of others | `check_given`, `tensor_labels` |
 | models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model`, `check_dtype` |
 | rows by events | `check_one_given`, `host_offsets`, `check_integers`, ... |
@@ -29,7 +30,7 @@ from .._soa import keep
 from .._spec import columns_of
 from .._strided import Numbers, Strided, is_dense
 from .._views import Gather, check_copy, check_soa, resolve, views_or_gathers
-from .._write import check_given, tensor_labels
+from .._write import check_given, check_writable, tensor_labels
 from ._forward import (
     BatchSize,
     Pair,
@@ -71,6 +72,7 @@ __all__ = [
     "check_one_given",
     "check_soa",
     "check_storage",
+    "check_writable",
     "columns_of",
     "compile_views",
     "copy_rows",
