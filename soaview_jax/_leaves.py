@@ -147,7 +147,7 @@ class Leaves(Buffer):
                 mode = x64()
                 forms = (run.shape, numpy_dtype(run.dtype)), bits_of(run)
                 if isinstance(leaf, np.ndarray) and (leaf.shape, leaf.dtype) in forms:
-                    leaf = leaf.view(forms[not mode][1])
+                    leaf = np.ascontiguousarray(leaf).view(forms[not mode][1])
             found.append(leaf)
         return mode, found
 
@@ -192,7 +192,8 @@ class Leaves(Buffer):
                 f"tensor {at.name!r}: the SoA has a {type(found).__name__} where its columns "
                 f"should be, and no memory"
             )
-        host = np.asarray(found).view()
+        # A copy where the leaf has another order in memory, of which JAX, too, only shows copies.
+        host = np.ascontiguousarray(found).view()
         host.flags.writeable = False
         first = at.offset - run.offset // at.itemsize
         return HostBuffer(host, host.nbytes, at.itemsize), at._replace(offset=first)

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from adapters import is_dense
 from cases import layout_of, read, wrapped
+from jax.experimental.layout import Format
+from jax.experimental.layout import Layout as Order
 from soas import LAYOUT, addresses, filled, one_by_one, owned, stacked, step, total, total_of
 
 from soaview import Column, Layout, Spec, Value, views
 from soaview_jax import _leaves, arrays, to, update, write
+from soaview_jax._pytree import from_leaves
 
 NEEDS = ["jit"]
 
@@ -106,6 +109,63 @@ def test_what_jax_made_is_read_like_any_soa(case, rows):
         np.testing.assert_array_equal(np.from_dlpack(view), wanted)
         [t] = arrays(made, spec)
         assert 0 in view.shape or is_dense(view) == (t.unsafe_buffer_pointer() == view.address)
+
+
+def by_columns(soa):
+    """The same SoA in leaves whose first axis is the fastest, which JAX allows."""
+    [device] = jax.devices()[:1]
+    order = Format(Order((1, 0)), jax.sharding.SingleDeviceSharding(device))
+    return jax.block_until_ready(jax.jit(lambda s: s, out_shardings=order)(soa))
+
+
+IN_ANY_ORDER = {
+    "XLA's": by_columns,
+    "NumPy's": lambda soa: jax.tree.map(np.asfortranarray, soa),
+    "with gaps": lambda soa: jax.tree.map(lambda x: np.repeat(x, 2, axis=1)[:, ::2], soa),
+}
+
+
+@one_by_one
+@pytest.mark.parametrize("made", IN_ANY_ORDER.values(), ids=IN_ANY_ORDER.keys())
+def test_leaves_in_any_order(case, made):
+    """JAX, and who maps over the tree, may give the leaves another order in memory."""
+    soa, expected = wrapped(case.layout, 33)
+    entry = list(case.entry) if isinstance(case.entry, tuple) else case.entry
+    with jax.enable_x64(True):
+        made = made(soa)
+        wanted = read(case.entry, expected, 33)
+        for copied in (False, None, True):
+            [t] = arrays(made, Spec(t=entry), copy=copied)
+            np.testing.assert_array_equal(t, wanted)
+        [t] = jax.jit(lambda s: arrays(s, Spec(t=entry)))(made)
+        np.testing.assert_array_equal(t, wanted)
+        for again in (copy.deepcopy(made), jax.device_get(made), pickle.loads(pickle.dumps(made))):
+            if case.name != "float32-scalars-apart" or not again.buffer.piecewise:
+                np.testing.assert_array_equal(again[entry], wanted)
+        if case.name != "float32-scalars-apart":
+            [view] = views(made, Spec(t=entry))
+            np.testing.assert_array_equal(np.from_dlpack(view), wanted)
+            assert not made[entry].flags.writeable
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_64_bits_in_another_order(x64):
+    """They go to JAX, and come back, whatever their order."""
+    layout = Layout([Column("d", "float64"), Column("e", "float64")])
+    soa = filled(33, layout)
+    with jax.enable_x64(x64):
+        made = (
+            jax.tree.map(np.asfortranarray, soa)
+            if x64
+            else from_leaves(
+                layout, 33, [np.asfortranarray(soa.buffer.root.view("float64").reshape(2, 48))]
+            )
+        )
+        np.testing.assert_array_equal(made["e"], soa["e"])
+        back = jax.jit(lambda s: s)(made)
+    np.testing.assert_array_equal(jax.device_get(back)["e"], soa["e"])
+    pairs = from_leaves(layout, 33, [np.asfortranarray(soa.buffer.root.view("u4").reshape(2, 96))])
+    np.testing.assert_array_equal(pairs["e"], soa["e"])
 
 
 @pytest.mark.slow_but_every(4)
