@@ -16,7 +16,7 @@ from soaview.adapter import Gather, check_copy, host_array, is_dense, keep, view
 from ._extract import extract
 from ._leaves import Leaves
 from ._pytree import from_leaves, imported, leaves
-from ._settings import NARROW, alignment_on, op_by_op, x64
+from ._settings import NARROW, alignment_on, host_device, op_by_op, x64
 
 
 def arrays(
@@ -49,7 +49,7 @@ def arrays(
             independent of the SoA. Of an SoA that JAX made, which is immutable, `False` acts as
             `None`, and so it does under `jax.disable_jit`, `jax.debug_nans` and `jax.debug_infs`:
             there JAX runs jitted functions as they are, on the SoA itself, and nothing tells. What
-            is split over several devices is always copied, on these.
+            is on another device than JAX's first CPU, or on several, is always copied, on these.
         padded: give the padded rows (pitch / itemsize) instead of the valid ones: dense at every
             row count. `soa.rows` says how many of them are valid.
 
@@ -242,15 +242,11 @@ def _imported(host: NDArray[Any] | View) -> jax.Array:
     if isinstance(host, View):
         array: jax.Array = imported(host, copy=False)
     elif host.dtype.kind == "V":  # bfloat16, which NumPy cannot export
-        array = jax.device_put(host, _host())
+        array = jax.device_put(host, host_device())
     else:
         # Where there is nothing to copy, the address need not be aligned.
         array = jax.dlpack.from_dlpack(host, copy=False if host.size else None)
     return array
-
-
-def _host() -> jax.Device:
-    return jax.local_devices(backend="cpu")[0]
 
 
 def _copies(soa: SoA, spec: Spec, padded: bool, found: Sequence[View | Gather]) -> list[jax.Array]:
@@ -271,7 +267,7 @@ def _copies(soa: SoA, spec: Spec, padded: bool, found: Sequence[View | Gather]) 
         else np.array(view.numpy(), order="C")
         for view in found
     ]
-    copies: list[jax.Array] = jax.device_put(hosts, _host())
+    copies: list[jax.Array] = jax.device_put(hosts, host_device())
     for copy in copies:
         copy.block_until_ready()
     return copies

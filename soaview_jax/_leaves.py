@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from soaview import Layout
 from soaview.adapter import ITEMSIZE, Buffer, HostBuffer, Run, Strided, numpy_dtype, runs
 
-from ._settings import INT32_MAX, NARROW, as_it_is, device_name, is_host, x64
+from ._settings import INT32_MAX, NARROW, as_it_is, device_name, host_device, is_host, x64
 
 
 @final
@@ -68,10 +68,10 @@ class Leaves(Buffer):
 
     @property
     def elsewhere(self) -> bool:
-        """Whether the leaves are where NumPy does not read them: on a GPU, on several devices."""
+        """Whether leaves are on another device than that which JAX imports the host's memory to."""
         arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.Array)]
         devices = {d for leaf in arrays if not _is_deleted(leaf) for d in leaf.devices()}
-        return len(devices) > 1 or not all(map(is_host, devices))
+        return not devices <= {host_device()}
 
     @property
     def traced(self) -> bool:
@@ -204,9 +204,13 @@ class Leaves(Buffer):
         return buffer.array(there)
 
 
+def is_array(value: object) -> TypeGuard[jax.Array]:
+    """Whether this is an array of JAX's that has values, and is not traced."""
+    return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+
+
 def _is_deleted(leaf: Any) -> bool:
-    traced = isinstance(leaf, jax.core.Tracer)
-    return isinstance(leaf, jax.Array) and not traced and leaf.is_deleted()
+    return is_array(leaf) and leaf.is_deleted()
 
 
 def name_of(run: Run) -> str:

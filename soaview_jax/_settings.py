@@ -52,6 +52,11 @@ def is_host(device: jax.Device) -> bool:
     return bool(device.platform == "cpu")
 
 
+def host_device() -> jax.Device:
+    """Where JAX puts what it imports of the host's memory."""
+    return jax.local_devices(backend="cpu")[0]
+
+
 def device_name(devices: Iterable[jax.Device]) -> str:
     """Devices by the names that the core gives them."""
     names = set()

@@ -11,7 +11,7 @@ from soaview.adapter import check_given, columns_of, run_numbers, tensor_labels,
 
 from ._arrays import check_width
 from ._extract import insert
-from ._leaves import Leaves
+from ._leaves import Leaves, is_array
 from ._pytree import from_leaves, leaves
 from ._settings import x64
 from ._write import check_array
@@ -34,7 +34,8 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
     Args:
         soa: any, traced or not.
         spec: which columns each array replaces; a scalar is replaced as `Value(name)`.
-        arrays: in spec order, with the shapes and dtypes that `arrays` gives.
+        arrays: in spec order, with the shapes and dtypes that `arrays` gives; outside of `jit` they
+            are brought to the SoA's device.
 
     Raises:
         TypeError, ValueError: an array of another kind, dtype or shape; a column that would be
@@ -69,7 +70,10 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
     given = [(array.shape, array.dtype.name, soa.device) for array in arrays]
     check_given(soa, spec, found, given)
     made = list(old.leaves) if old.traced else old.copies()
+    devices = {d for leaf in made if is_array(leaf) for d in leaf.devices()}
     for view, array in zip(found, arrays, strict=True):
+        if len(devices) == 1:
+            array = jax.device_put(array, *devices)
         insert(view, array, made)
     if old.traced:  # afterwards, or else XLA copies the leaf instead of changing it in place
         numbers, entries = run_numbers(soa.layout), zip(found, spec.values(), strict=True)
@@ -78,7 +82,7 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
             made[number] = old.without_padding(number, made[number])
     if not old.traced:  # what is made of memory is finished before somebody writes that
         for leaf in made:
-            if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+            if is_array(leaf):
                 leaf.block_until_ready()
     return SoA(
         soa.layout,

@@ -25,7 +25,7 @@ from soaview.adapter import (
     writable_views,
 )
 
-from ._leaves import Leaves
+from ._leaves import Leaves, is_array
 from ._settings import device_name
 
 
@@ -112,8 +112,7 @@ def _never(target: Target[Part], array: jax.Array) -> bool:
 
 def _fits(target: Target[Part], array: jax.Array) -> bool:
     return (
-        isinstance(array, jax.Array)
-        and not isinstance(array, jax.core.Tracer)
+        is_array(array)
         and array.shape == target.shape
         and array.dtype == target.dtype
         and device_name(array.devices()) == target.device

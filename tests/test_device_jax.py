@@ -16,7 +16,7 @@ from cases import filled
 
 import soaview_jax
 from soaview import Column, Layout, SoA, Spec, views
-from soaview_jax import _leaves, _pytree, _write, arrays, forward, update, write
+from soaview_jax import _leaves, _pytree, _write, arrays, forward, to, update, write
 
 NEEDS = ["torch", "jax"]
 
@@ -208,3 +208,21 @@ def test_no_rows_are_where_the_others_are(entry):
         [found] = arrays(soa, Spec(t=entry), copy=copy)
         assert found.devices() == {jax.devices()[2]}
         assert len(found) == 0
+
+
+def test_arrays_stay_with_their_soa():
+    """Of JAX's devices on the host, all of an SoA is on one: its arrays, copies, and updates."""
+    soa, there = LAYOUT.allocate(64), jax.devices()[1]
+    moved = to(soa, there)
+    for copy in (False, None, True):
+        assert {a.devices().pop() for a in arrays(moved, X, copy=copy)} == {there}
+    assert jax.jit(lambda a, s: a + arrays(s, X)[0])(*arrays(moved, X), moved).devices() == {there}
+    ones = jax.device_put(jnp.ones(64), jax.devices()[2])
+    for old, device in ((soa, jax.devices()[0]), (moved, there)):
+        made = update(old, Y, [ones])
+        assert {d for leaf in jax.tree.leaves(made) for d in leaf.devices()} == {device}
+        assert made["y"].sum() == 64
+    traced = jax.jit(lambda y: arrays(update(soa, Y, [y + 1]), Y)[0])
+    for device in jax.devices()[:2]:
+        y = traced(jax.device_put(jnp.ones(64), device))
+        assert (y.devices(), y.sum()) == ({device}, 128)
