@@ -72,7 +72,7 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
     made = list(old.leaves) if old.traced else old.copies()
     devices = {d for leaf in made if is_array(leaf) for d in leaf.devices()}
     for view, array in zip(found, arrays, strict=True):
-        if len(devices) == 1:
+        if len(devices) == 1 and is_array(array) and array.devices() != devices:
             array = jax.device_put(array, *devices)
         insert(view, array, made)
     if old.traced:  # afterwards, or else XLA copies the leaf instead of changing it in place
