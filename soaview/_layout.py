@@ -15,7 +15,7 @@ from ._dtypes import BYTE, INT64_MAX, check_capacity, check_rows
 from ._fields import Column, Scalar, check_alignment, check_fields, freeze
 from ._host import aligned_zeros
 from ._json import MAX_BYTES, field_to_dict, fields_from_dict, parse_json
-from ._soa import SoA
+from ._soa import SoA, bound
 from ._spec import listed, no_such
 from ._typed import Asked
 
@@ -304,7 +304,7 @@ class Layout(Mapping[str, Column | Scalar]):
             )  # plain bytes say no more
         else:
             memory = buffer_of(buffer, self._total(rows), self.sizes[-1], self._asked(rows))
-        return SoA(self, memory, rows, 0, rows)
+        return bound(self, memory, rows, 0, rows)
 
     def _asked(self, rows: int) -> Asked:
         """What memory that says what it holds must say, to hold `rows` rows."""

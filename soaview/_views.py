@@ -11,8 +11,8 @@ import numpy as np
 
 from ._blocks import SoABlocks
 from ._buffer import Buffer
+from ._compile import Plan, plan_of
 from ._dtypes import ITEMSIZE, numpy_dtype
-from ._resolve import Plan, plan_of
 from ._soa import SoA
 from ._spec import Spec
 from ._strided import Numbers, Strided, check_bounds

@@ -3,7 +3,8 @@
 from ._forward import forward
 from ._jagged import jagged, segments
 from ._move import empty, to
+from ._prepare import prepare
 from ._tensors import tensors
 from ._write import write
 
-__all__ = ["empty", "forward", "jagged", "segments", "tensors", "to", "write"]
+__all__ = ["empty", "forward", "jagged", "prepare", "segments", "tensors", "to", "write"]

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from soaview import SoA, Spec
+from soaview import Layout, SoA, Spec
 from soaview.adapter import (
     BatchSize,
     Matches,
     Pair,
     Pairs,
+    Side,
     Target,
     check_copy,
     check_dtype,
@@ -25,6 +26,7 @@ from soaview.adapter import (
     work,
 )
 
+from ._event import CHANGED, at_once, of_soas
 from ._memory import DTYPE, Import, is_plain
 from ._tensors import Prepared, copies, prepare, tensors
 from ._write import matched, store, targets_of
@@ -82,18 +84,58 @@ def forward(
     >>> soa["sum"]
     array([4., 6.], dtype=float32)
     """
+    plain = batch_size is dtype is None and copy is progress is False and callable(model)
+    if plain and at_once(_event(inputs, outputs), model, (inputs,), (outputs,)):
+        return
     check_copy(copy)
     check_model(model)
     ins, outs = pairs("inputs", inputs), pairs("outputs", outputs)
     name = check_dtype(dtype)
     cast = None if name is None else DTYPE[name]
     task = work(ins, outs, batch_size, progress)
+    if plain and len(ins) + len(outs) > 2:
+        of_layouts = [[(soa.layout, spec) for soa, spec in side] for side in (ins, outs)]
+        if at_once(_made(*of_layouts), model, ins, outs):
+            return
     found: Matches[torch.Tensor] = []
     for number in task.batches():
         fits = _run(model, task.inputs_of(number), task.outputs_of(number), copy, cast)
         # A model may use its memory of the results again in the next batch.
         found += [(target, t.clone()) for target, t in fits] if task.batched else fits
     store(found)
+
+
+def _event(inputs: Any, outputs: Any) -> Callable[..., Any] | None:
+    """The function that is made of the layouts and specs; None where these are not such pairs."""
+    try:
+        soa, spec = inputs
+        out, out_spec = outputs
+    except (TypeError, ValueError):
+        return None
+    if not (type(soa) is type(out) is SoA and type(spec) is type(out_spec) is Spec):
+        return None
+    layout, key = soa.layout, ("torch.event", spec.key, out_spec.key)
+    known: tuple[Layout, Callable[..., Any] | None] | None = layout.plans.get(key)
+    if known is None or known[0] is not out.layout:
+        run = _made([(layout, spec)], [(out.layout, out_spec)])
+        known = layout.plans[key] = out.layout, run  # as hashes of layouts take a while
+    return known[1]
+
+
+def _made(ins: list[Side], outs: list[Side]) -> Callable[..., Any] | None:
+    """Such a function, made once; None where there is none, or it is a mistake."""
+    plans = ins[0][0].plans
+    key = (
+        "torch.events",
+        *(tuple((layout, spec.key) for layout, spec in side) for side in (ins, outs)),
+    )
+    if key not in plans:
+        try:
+            plans[key] = of_soas(ins, outs)
+        except (BufferError, KeyError, TypeError, ValueError):  # the long way says it better
+            plans[key] = None
+    run: Callable[..., Any] | None = plans[key]
+    return run
 
 
 _KEY = "torch.forward"
@@ -123,10 +165,7 @@ def _run(
     for soa, _ in outputs:
         check_writable(soa)
     if [memory.version for memory in memories] != versions:
-        raise RuntimeError(
-            "the model has changed its inputs in place, and so the SoA's columns; drop its "
-            "in-place operations (inplace=True) on them, or pass copy=True"
-        )
+        raise RuntimeError(CHANGED)
     found: Matches[torch.Tensor] = []
     for (soa, spec, values), at in zip(results(made, outputs), targets, strict=True):
         if cast is not None:

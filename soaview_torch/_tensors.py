@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import starmap
 from typing import Any
 
@@ -11,12 +12,12 @@ from soaview import SoA, Spec, View
 from soaview.adapter import (
     Gather,
     check_copy,
-    compile_views,
     keep,
     resolve,
     views_or_gathers,
 )
 
+from ._event import tensors_function
 from ._memory import Import, import_of, to_read
 
 
@@ -77,16 +78,11 @@ def _of_new_memory(soa: SoA, spec: Spec) -> list[torch.Tensor] | None:
     """
     if type(soa) is not SoA or type(spec) is not Spec:
         return None
-    buffer, rows = soa.buffer, soa.rows
-    if buffer.imports or rows != soa.capacity or not (rows and buffer.on_host):
-        return None
-    compiled = compile_views(soa.layout, spec)
-    if compiled is None or buffer.readonly or torch.is_inference_mode_enabled():
-        return None
-    memory = import_of(buffer)
-    dtypes, make = compiled
-    memories = [memory[dtype] for dtype in dtypes]
-    return make(rows, buffer.nbytes, torch.as_strided, *memories)
+    key, plans = ("torch.new", spec.key), soa.layout.plans
+    if key not in plans:
+        plans[key] = tensors_function(soa.layout, spec)
+    run: Callable[..., list[torch.Tensor] | None] | None = plans[key]
+    return None if run is None else run(soa, import_of)
 
 
 Prepared = tuple[bool, Import, list[tuple[Any, ...]]]

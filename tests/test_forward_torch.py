@@ -161,7 +161,7 @@ def test_a_model_that_writes_another_column():
 
 @pytest.mark.parametrize("copy", [False, None])
 def test_a_model_that_moves_the_memory_away(copy):
-    """`share_memory_` of a tensor of the outputs' memory: nothing is written, and it is said."""
+    """`share_memory_` of a tensor of the outputs' memory: it is written, or else it is said."""
     soa, out = filled(33)
     [b] = soaview_torch.tensors(out, Spec(b="b"))
 
@@ -169,10 +169,11 @@ def test_a_model_that_moves_the_memory_away(copy):
         b.share_memory_()
         return x
 
-    with pytest.raises(RuntimeError, match="was moved away meanwhile, by share_memory_"):
-        soaview_torch.forward(moves, (soa, Spec(x="x")), (out, Spec(a="a")), copy=copy)
-    assert not out.buffer.root.any()
-    soaview_torch.forward(lambda x: x, (soa, Spec(x="x")), (out, Spec(a="a")), copy=copy)
+    if copy is None:
+        with pytest.raises(RuntimeError, match="was moved away meanwhile, by share_memory_"):
+            soaview_torch.forward(moves, (soa, Spec(x="x")), (out, Spec(a="a")), copy=copy)
+        assert not out.buffer.root.any()
+    soaview_torch.forward(moves, (soa, Spec(x="x")), (out, Spec(a="a")))
     np.testing.assert_array_equal(out["a"], soa["x"])
 
 
@@ -199,4 +200,4 @@ def test_many_outputs_compile_no_specs_of_their_own(monkeypatch):
     soaview_torch.forward(
         lambda x: (x,) * 300, (source, Spec(x="x")), [(soa, half) for half in halves]
     )
-    assert len(compiled) <= 3  # for each pair once
+    assert len(compiled) <= 5  # for each pair once, and for each output to see that it can be

@@ -30,6 +30,7 @@ LADDER = [
     "_layout",
     "_runs",
     "_resolve",
+    "_compile",
     "_why",
     "_reduce",
     "_soa",
@@ -44,6 +45,7 @@ LADDER = [
     "adapter._ragged",
     "adapter._forward",
     "adapter._targets",
+    "adapter._prepare",
     "adapter",
     "__main__",
 ]

@@ -184,7 +184,7 @@ def test_torch_consumes_views():
 
 def test_public_names():
     """The public door is what it is."""
-    names = ["empty", "forward", "jagged", "segments", "tensors", "to", "write"]
+    names = ["empty", "forward", "jagged", "prepare", "segments", "tensors", "to", "write"]
     assert soaview_torch.__all__ == names
 
 

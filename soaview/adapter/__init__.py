@@ -6,13 +6,14 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | what | names |
 |---|---|
 | a spec's tensors over an SoA | `resolve`, `views_or_gathers`, `Gather`, `Strided`, `Numbers` |
-| the same of new memory in every call | `compile_views` |
+| the same as text, for event loops | `places`, `Places`, `Place`, `compiled`, `as_tuple` |
 | the memory, and what it is asked | `Buffer`, `HostBuffer`, `DeviceBuffer`, `host_array` |
 | arguments | `check_soa`, `check_copy`, `exact_int` |
 | writing | `writable_views`, `Target`, `Matches`, `match`, `Described`, `parts_of`, `overlaps` |
 | the same | `check_writable`, where memory may have become read-only since |
 | columns in place of others | `check_given`, `tensor_labels` |
 | models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model`, `check_dtype` |
+| the same, event after event | `Side`, `Sides`, `Memories`, `check_sides`, `soas_of` |
 | rows by events | `check_one_given`, `host_offsets`, `check_integers`, ... |
 | runs | `Run`, `runs`, `run_numbers`, `columns_of`, `copy_rows` |
 | the SoA's adapter cache | `keep` |
@@ -20,11 +21,11 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 """
 
 from .._buffer import Buffer, HostBuffer, host_array
+from .._compile import Place, Places, as_tuple, compiled, places
 from .._device import DeviceBuffer
 from .._dtypes import INT64_MAX, ITEMSIZE, exact_int, numpy_dtype
 from .._frameworks import check_storage
 from .._reduce import copy_rows
-from .._resolve import compile_views
 from .._runs import Run, run_numbers, runs
 from .._soa import keep
 from .._spec import columns_of
@@ -42,6 +43,7 @@ from ._forward import (
     results,
     work,
 )
+from ._prepare import Memories, Side, Sides, check_sides, soas_of
 from ._ragged import check_among_rows, check_integers, check_offsets, check_one_given, host_offsets
 from ._targets import Described, Matches, Target, match, overlaps, parts_of, writable_views
 
@@ -55,13 +57,19 @@ __all__ = [
     "Gather",
     "HostBuffer",
     "Matches",
+    "Memories",
     "Numbers",
     "Pair",
     "Pairs",
+    "Place",
+    "Places",
     "Run",
+    "Side",
+    "Sides",
     "Strided",
     "Target",
     "Work",
+    "as_tuple",
     "check_among_rows",
     "check_copy",
     "check_dtype",
@@ -70,11 +78,12 @@ __all__ = [
     "check_model",
     "check_offsets",
     "check_one_given",
+    "check_sides",
     "check_soa",
     "check_storage",
     "check_writable",
     "columns_of",
-    "compile_views",
+    "compiled",
     "copy_rows",
     "exact_int",
     "host_array",
@@ -86,10 +95,12 @@ __all__ = [
     "overlaps",
     "pairs",
     "parts_of",
+    "places",
     "resolve",
     "results",
     "run_numbers",
     "runs",
+    "soas_of",
     "tensor_labels",
     "views_or_gathers",
     "work",

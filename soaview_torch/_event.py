@@ -1,0 +1,277 @@
+"""Code for event loops: memory of the host that is new in every call, of any row count.
+
+One function is made of the layouts and specs. It keeps every promise of the long way, which does
+what is rare: other devices, slices, read-only memory, columns without a common distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from soaview import Layout, SoA, Spec
+from soaview.adapter import (
+    INT64_MAX,
+    HostBuffer,
+    Pair,
+    Place,
+    Places,
+    Side,
+    as_tuple,
+    check_storage,
+    compiled,
+    places,
+    results,
+    soas_of,
+    writable_views,
+)
+
+from ._memory import DTYPE
+from ._write import matched, store, targets_of
+
+LATER = object()
+"""What such a function gives where the long way must do it; nothing has been done then."""
+
+CHANGED = (
+    "the model has changed its inputs in place, and so the SoA's columns; drop its in-place "
+    "operations (inplace=True) on them, or pass copy=True"
+)
+
+
+def of_soas(inputs: Sequence[Side], outputs: Sequence[Side]) -> Callable[..., Any] | None:
+    """What runs a model on SoAs of these layouts, and writes its results into SoAs.
+
+    Returns:
+        None where columns have no single strided view. Else a function of
+        `(model, inputs, outputs)`, lists of pairs `(soa, spec)`, for `at_once`.
+
+    Raises:
+        KeyError, TypeError, ValueError: as `views` and `writable_views`.
+    """
+    names = {"in_order": _in_order, "misfit": _misfit}
+    return _function(inputs, outputs, "model, inputs, outputs", "return LATER", names)
+
+
+def of_arrays(
+    model: Callable[..., Any],
+    inputs: Sequence[Side],
+    outputs: Sequence[Side],
+    later: Callable[[Any, Any], None],
+) -> Callable[[Any, Any], None] | None:
+    """As `of_soas`, of one model, for pairs `(array of bytes, rows)`; `later` does what is rare."""
+
+    def soas(given: Any) -> list[Pair]:
+        return soas_of("outputs", outputs, given)
+
+    names = {
+        "model": model,
+        "later": later,
+        "in_order": lambda made, given: _in_order(made, soas(given)),
+        "misfit": lambda made, given: _misfit(made, soas(given)),
+    }
+    return _function(inputs, outputs, "inputs, outputs", "return later(inputs, outputs)", names)
+
+
+def _function(
+    inputs: Sequence[Side],
+    outputs: Sequence[Side],
+    arguments: str,
+    later: str,
+    names: dict[str, Any],
+) -> Callable[..., Any] | None:
+    wrapped = "model" not in names
+    sides = [*inputs, *outputs]
+    found = [places(layout, spec, f"_{i}") for i, (layout, spec) in enumerate(sides)]
+    at = [side for side in found if side is not None and side.tensors]
+    for layout, spec in outputs:
+        writable_views(layout.allocate(1), spec)
+    if len(at) < len(found):
+        return None
+    ins, outs = range(len(inputs)), range(len(inputs), len(sides))
+    lines = [] if wrapped else [f"if is_inference_mode_enabled(): {later}"]
+    lines += [*_sides("inputs", ins, wrapped, later), *_sides("outputs", outs, wrapped, later)]
+    names |= {t.dtype: DTYPE[t.dtype] for side in at for t in side.tensors} | _NAMES
+    for i, (layout, _) in enumerate(sides):
+        words = layout.allocate(0).buffer.words.dtype
+        names[f"word_{i}"] = words
+        lines += (_soa if wrapped else _array)(i, at[i], layout.sizes[-1], later)
+        dtypes = dict.fromkeys(t.dtype for t in at[i].tensors)
+        for dtype in dtypes:
+            same = dtype == words.name
+            lines.append(f"{dtype}_{i} = memory_{i}" + ("" if same else f".view({dtype})"))
+    for i in outs:
+        lines += [f"at_{i} = memory_{i}.data_ptr()", f"if not at_{i}: {later}"]
+        for j in range(outs[0], i):  # the same columns may stand in two of them
+            one, other = f"at_{i} < at_{j} + nbytes_{j}", f"at_{j} < at_{i} + nbytes_{i}"
+            lines.append(f"if {one} and {other}: {later}")
+    targets = [(t, _view(i, t)) for i in outs for t in at[i].tensors]
+    values = [f"value_{n}" for n in range(len(targets))]
+    lines += [f"target_{n} = {view}" for n, (_, view) in enumerate(targets)]
+    lines += [
+        "with inference_mode():",
+        f"    made = model({', '.join(_view(i, t) for i in ins for t in at[i].tensors)})",
+        f"    if {' or '.join(f'memory_{i}._version' for i in ins)}: raise RuntimeError(CHANGED)",
+        *_sorted(values),
+    ]
+    # What is no plain memory (sparse, nested, of a transform) has no shape, storage or address.
+    fits = [
+        f"type({v}) is Tensor and {v}.shape == {t.shape} and {v}.dtype is {t.dtype} and {v}.is_cpu"
+        f" and (storage_{n} := {v}.untyped_storage()) and (first_{n} := storage_{n}.data_ptr())"
+        for n, (v, (t, _)) in enumerate(zip(values, targets, strict=True))
+    ]
+    writable = [f"root_{i}.flags.writeable" for i in outs]
+    lines += [
+        f"    try: fits = {' and '.join([*fits, *writable])}",
+        "    except RuntimeError: fits = False",
+        "    if not fits: return misfit(made, outputs)",
+    ]
+    for n, v in enumerate(values):
+        end = f"first_{n} + storage_{n}.nbytes()"
+        shared = [f"first_{n} < at_{i} + nbytes_{i} and at_{i} < end" for i in outs]
+        lines += [
+            f"    end = {end}",
+            f"    if not {v}.is_contiguous() or {v}.data_ptr() + {v}.nbytes > end:"
+            f" check_storage({v})",
+            f"    if {' or '.join(shared)}: {v} = {v}.clone()",
+        ]
+    lines += [f"    target_{n}.copy_({value})" for n, value in enumerate(values)]
+    if wrapped:
+        lines += [f"if buffer_{i}.imports: count_write(buffer_{i})" for i in outs]
+    return compiled(arguments, lines, names)
+
+
+def tensors_function(
+    layout: Layout, spec: Spec
+) -> Callable[[SoA, Any], list[torch.Tensor] | None] | None:
+    """What makes the tensors of an SoA of whose memory torch has nothing yet.
+
+    Returns:
+        None where columns have no single strided view. Else a function of the SoA, and of what
+        imports and keeps its memory, which gives None where that is another case.
+    """
+    found = places(layout, spec)
+    if found is None:
+        return None
+    names = {t.dtype: DTYPE[t.dtype] for t in found.tensors} | _NAMES
+    lines = [
+        "buffer = soa.buffer; rows = soa.rows",
+        "if type(buffer) is not HostBuffer or soa.capacity != rows or buffer.imports or not rows"
+        " or not buffer.root.flags.writeable or is_inference_mode_enabled(): return None",
+        "nbytes = buffer.nbytes",
+        *found.lines,
+        f"if not ({found.inside}): return None",
+        "memory = import_of(buffer)",
+        *(f"{dtype}_ = memory[{dtype!r}]" for dtype in {t.dtype: 0 for t in found.tensors}),
+        f"return [{', '.join(_view('', t) for t in found.tensors)}]",
+    ]
+    return compiled("soa, import_of", lines, names)
+
+
+def at_once(
+    run: Callable[..., Any] | None, model: Any, inputs: Sequence[Any], outputs: Sequence[Any]
+) -> bool:
+    """Whether such a function has run the model and written its results."""
+    if run is None:
+        return False
+    if torch.is_inference_mode_enabled():  # what is imported there has no count of writes
+        with torch.inference_mode(False):
+            return run(model, inputs, outputs) is not LATER
+    return run(model, inputs, outputs) is not LATER
+
+
+def _sides(what: str, numbers: range, wrapped: bool, later: str) -> list[str]:
+    """Each side as a variable; one alone need not stand in a list."""
+    sides = "".join(f"side_{i}, " for i in numbers)
+    if wrapped:
+        return [f"{sides} = {what}"]
+    if len(numbers) == 1:
+        return [f"side_{numbers[0]} = {what}"]
+    return [
+        f"if type({what}) is not list or len({what}) != {len(numbers)}: {later}",
+        f"{sides} = {what}",
+    ]
+
+
+def _soa(i: int, at: Places, widest: int, later: str) -> list[str]:
+    """How an SoA's memory is imported."""
+    return [
+        f"soa_{i}, _ = side_{i}",
+        f"buffer_{i} = soa_{i}.buffer; rows_{i} = soa_{i}.rows",
+        f"if type(buffer_{i}) is not HostBuffer or soa_{i}.capacity != rows_{i}: {later}",
+        f"root_{i} = buffer_{i}.root",
+        f"if not (rows_{i} and root_{i}.flags.writeable): {later}",
+        f"nbytes_{i} = buffer_{i}.nbytes",
+        *at.lines,
+        f"if not ({at.inside}): {later}",
+        f"memory_{i} = from_numpy(buffer_{i}.words)",
+    ]
+
+
+def _array(i: int, at: Places, widest: int, later: str) -> list[str]:
+    """How an array of bytes is imported that owns its memory; of others there is more to see."""
+    return [
+        f"if type(side_{i}) is not tuple or len(side_{i}) != 2: {later}",
+        f"root_{i}, rows_{i} = side_{i}",
+        f"if type(rows_{i}) is not int or not 0 < rows_{i} <= {INT64_MAX}: {later}",
+        f"if type(root_{i}) is not ndarray or root_{i}.dtype is not byte: {later}",
+        f"if root_{i}.strides != (1,) or root_{i}.base is not None: {later}",
+        *at.lines,
+        f"nbytes_{i} = {at.nbytes}",
+        f"if root_{i}.size < nbytes_{i} or not ({at.inside}): {later}",
+        f"part_{i} = root_{i} if root_{i}.size == nbytes_{i} else root_{i}[:nbytes_{i}]",
+        f"words_{i} = part_{i}.view(word_{i}); flags_{i} = words_{i}.flags",
+        # Of complex128 NumPy says that it is aligned on 8 bytes, where torch needs 16.
+        f"if not (flags_{i}.aligned and flags_{i}.writeable and {widest < 16}): {later}",
+        f"memory_{i} = from_numpy(words_{i})",
+    ]
+
+
+def _view(i: int | str, t: Place) -> str:
+    at = [f"{t.dtype}_{i}", t.shape, as_tuple(t.strides)]
+    return f"view({', '.join(at if t.offset == '0' else [*at, t.offset])})"
+
+
+def _sorted(values: list[str]) -> list[str]:
+    """What the model gave, in the order of the specs."""
+    if len(values) == 1:
+        return [f"    {values[0]}, = (made,) if type(made) is Tensor else in_order(made, outputs)"]
+    plain = f"type(made) is tuple and len(made) == {len(values)}"
+    return [f"    {', '.join(values)}, = made if {plain} else in_order(made, outputs)"]
+
+
+def _in_order(made: Any, outputs: list[Pair]) -> list[Any]:
+    return [value for _, _, values in results(made, outputs) for value in values]
+
+
+def _misfit(made: Any, outputs: list[Pair]) -> None:
+    """Write what can be written all the same, or raise."""
+    found = []
+    for soa, spec, values in results(made, outputs):
+        found += matched(soa, spec, targets_of(soa, spec), values)
+    store(found)
+
+
+def _count_write(buffer: HostBuffer) -> None:
+    """Let the tensors that alias the memory know of the write."""
+    known = buffer.imports.get("torch")
+    if known is not None:
+        torch.autograd.graph.increment_version(known.base)
+
+
+_NAMES: dict[str, Any] = {
+    "CHANGED": CHANGED,
+    "HostBuffer": HostBuffer,
+    "LATER": LATER,
+    "Tensor": torch.Tensor,
+    "byte": np.dtype(np.uint8),
+    "check_storage": check_storage,
+    "count_write": _count_write,
+    "from_numpy": torch.from_numpy,
+    "inference_mode": torch.inference_mode,
+    "is_inference_mode_enabled": torch.is_inference_mode_enabled,
+    "ndarray": np.ndarray,
+    "view": torch.as_strided,
+}

@@ -1,0 +1,459 @@
+"""Models on an event's memory, by the function that is made for it, and by the long way.
+
+The two are one: the same results, and the same errors, whatever comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import soaview_torch
+from soaview import Column, Layout, Scalar, SoA, Spec, Value
+from soaview.adapter import HostBuffer
+from soaview_torch import _event, _forward, _prepare, forward, prepare, tensors
+
+NEEDS = ["torch"]
+
+IN = Layout(
+    [Column("x", "float32"), Column("y", "float32"), Column("z", "float32"), Column("k", "int64"),
+     Column("m", "float64", (2, 2)), Scalar("s", "float32")]
+)  # fmt: skip
+OUT = Layout(
+    [Column("a", "float32"), Column("b", "float32"), Column("w", "float64", (2,)),
+     Scalar("n", "float32")]
+)  # fmt: skip
+X, A = Spec(x=["x", "y"]), Spec(a=["a", "b"])
+
+
+def filled(rows, layout=IN):
+    soa = layout.allocate(rows)
+    for number, field in enumerate(layout.fields):
+        key = field.name if field.per_row else Value(field.name)
+        soa[key][...] = np.arange(soa[key].size).reshape(soa[key].shape) + number
+    return soa
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """Run a scenario both ways, from the start; what comes of it, and whether it was at once."""
+    real, did = _event.at_once, []
+
+    def spied(*arguments):
+        did.append(real(*arguments))
+        return did[-1]
+
+    def both(scenario):
+        found = []
+        for at_once in (spied, lambda *arguments: False):
+            for module in (_forward, _prepare):
+                monkeypatch.setattr(module, "at_once", at_once)
+            out, error = OUT.allocate(33), None
+            out.buffer.root[:] = 1
+            try:
+                scenario(filled(33), out)
+            except Exception as raised:
+                error = type(raised), str(raised)
+            assert not torch.is_inference_mode_enabled()
+            found.append((error, out.buffer.root.tobytes()))
+        assert found[0] == found[1]
+        return found[0][0], bool(did and did[-1])
+
+    return both
+
+
+def run(model, spec=X, out_spec=A):
+    return lambda soa, out: forward(model, (soa, spec), (out, out_spec))
+
+
+ONE = Spec(a="a")
+WRITTEN = {
+    "a matrix": run(lambda x: x * 2),
+    "a column": run(lambda x: x.sum(1), out_spec=ONE),
+    "a list of one": run(lambda x: [x.sum(1)], out_spec=ONE),
+    "a dict": run(lambda x: {"b": x[:, 1], "a": x[:, 0]}, out_spec=Spec(a="a", b="b")),
+    "a tuple": run(lambda x: (x[:, 1], x[:, 0]), out_spec=Spec(a="a", b="b")),
+    "everything": run(
+        lambda x, k, m, s: (x * k[:, None] + s, m.sum(2), x.sum()),
+        Spec(x=["x", "z"], k="k", m="m", s=Value("s")),
+        Spec(a=["a", "b"], w="w", n=Value("n")),
+    ),
+    "a scalar for all rows": run(lambda s: s + 1, Spec(s="s"), ONE),
+    "a transpose": run(lambda x: x.T.contiguous().T),
+    "an expanded row": run(lambda x: x[:1].expand(33, 2)),
+    "a part of more": run(lambda x: torch.cat([x, x])[5:38]),
+    "conjugated": run(lambda x: torch.complex(x, x).conj().real),
+    "with a graph": run(lambda x: torch.ones(33, 2, requires_grad=True)),
+    "a parameter": run(lambda x: torch.nn.Parameter(torch.ones(33, 2))),
+    "a zero tensor's copy": run(lambda x: torch._efficientzerotensor((33, 2)).clone()),
+}
+REFUSED = {
+    "another shape": (run(lambda x: x[:5]), "got shape"),
+    "another dtype": (run(lambda x: x.double()), "float64"),
+    "another device": (run(lambda x: x.to("meta")), "meta"),
+    "sparse": (run(lambda x: x.to_sparse()), "sparse"),
+    "nested": (run(lambda x: nested(x)), "plain dense"),
+    "a zero tensor": (run(lambda x: torch._efficientzerotensor((33, 2))), "zeros without memory"),
+    "an array": (run(lambda x: np.ones((33, 2), "f4")), "got ndarray"),
+    "nothing": (run(lambda x: None), "got NoneType"),
+    "too many": (run(lambda x: (x, x)), "gave 2 tensors"),
+    "in place": (run(lambda x: x.add_(1)), "changed its inputs in place"),
+    "an error": (run(lambda x: x @ x), "mat1 and mat2"),
+    "a storage that is gone": (run(lambda x: gone(x * 2)), "resized to 0 bytes"),
+    "a storage that is short": (run(lambda x: short(x * 2)), "resized to 12 bytes"),
+    "made read-only": (lambda soa, out: forward(frozen(out), (soa, X), (out, A)), "read-only"),
+}
+
+
+def nested(x):
+    with warnings.catch_warnings():  # torch calls it a prototype
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([x, x])
+
+
+def gone(tensor):
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def short(tensor):
+    tensor.untyped_storage().resize_(12)
+    return tensor
+
+
+def frozen(out):
+    def model(x):
+        out.buffer.root.flags.writeable = False
+        return x
+
+    return model
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+def test_results_are_the_same(ways, what):
+    """Whatever the model gives that fits is written, and it is by the function that was made."""
+    error, at_once = ways(WRITTEN[what])
+    assert error is None
+    assert at_once
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refusals_are_the_same(ways, what):
+    """What does not fit is refused by the same words, and nothing has been written."""
+    scenario, message = REFUSED[what]
+    error, _ = ways(scenario)
+    assert message in error[1]
+    out = OUT.allocate(33)
+    with pytest.raises(error[0]):
+        scenario(filled(33), out)
+    assert not out.buffer.root.any()
+
+
+def test_what_shares_the_memory(ways):
+    """Results that lie over what is written are put aside before that."""
+    layout = Layout([Column(name, "float32") for name in "abcd"])
+
+    def swapped(soa, out):
+        both = filled(33, layout)
+        pair = (both, Spec(a="a", b="b", c=["c", "d"]))
+        forward(lambda a, b, c: (b, a, c.flip(1)), pair, pair)
+        out.buffer.root[:512] = both.buffer.root[:512]
+        assert both["a"].tolist() == [1 + n for n in range(33)]
+        assert both["d"].tolist() == [2 + n for n in range(33)]
+
+    assert ways(swapped) == (None, True)
+    memory = torch.zeros(2 * layout.nbytes(33), dtype=torch.uint8).numpy()
+    two = [layout.wrap(memory[first:], 33) for first in (0, 256)]
+    with pytest.raises(ValueError, match="the same memory would be written twice"):
+        forward(
+            lambda a: (a, a), (two[0], Spec(a="a")), [(two[0], Spec(x="c")), (two[1], Spec(y="b"))]
+        )
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda soa, out: (soa[3:], out[3:]),
+        lambda soa, out: (soa[:0], out[:0]),
+        lambda soa, out: (IN.wrap(bytes(soa.buffer.root), 33), out),
+        lambda soa, out: (soa, OUT.wrap(bytes(out.buffer.root), 33)),
+        lambda soa, out: (IN.wrap(torch.from_numpy(soa.buffer.root), 33), out),
+        lambda soa, out: (short_of(soa), out),
+        lambda soa, out: (soa, short_of(out)),
+    ],
+)
+def test_memory_of_other_kinds(ways, odd):
+    """Slices, no rows, read-only memory, tensors, and what reaches past its buffer."""
+
+    def scenario(soa, out):
+        odd_soa, odd_out = odd(soa, out)
+        forward(lambda x: x + 1, (odd_soa, X), (odd_out, A))
+
+    ways(scenario)
+
+
+def short_of(soa):
+    """An SoA over too little memory, which cannot be made by `wrap`."""
+    return SoA(soa.layout, HostBuffer(np.zeros(256, np.uint8), 256, 8), 33, 0, 33)
+
+
+@pytest.mark.parametrize("spec", [Spec(a="q"), Spec(a=["a", "a"]), Spec(a="n"), Spec(a="a", b="a")])
+def test_specs_that_cannot_be_written(ways, spec):
+    """They are refused as ever, and before the model runs."""
+    error, _ = ways(run(lambda x: pytest.fail("the model ran"), out_spec=spec))
+    assert error[0] in (KeyError, ValueError)
+    error, _ = ways(run(lambda x: pytest.fail("the model ran"), spec=Spec(x=["x", "z"], y="q")))
+    assert "no column 'q'" in error[1]
+    error, _ = ways(run(lambda x: pytest.fail("the model ran"), spec=Spec(x=["x", "y", "x"])))
+    assert "repeated" in error[1]
+
+
+def test_tensors_know_of_the_write():
+    """What autograd has kept of the outputs is known to have changed."""
+    soa, out = filled(33), OUT.allocate(33)
+    [b] = tensors(out, Spec(b="b"))
+    weight = torch.ones(33, requires_grad=True)
+    loss = (weight * b).sum()
+    run(lambda x: x)(soa, out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert b.tolist() == soa["y"].tolist()
+
+
+def test_in_inference_mode(ways):
+    """Where it is switched on all is as it is elsewhere, and it is left on."""
+
+    def scenario(soa, out):
+        with torch.inference_mode():
+            run(lambda x: x * 2)(soa, out)
+            assert torch.is_inference_mode_enabled()
+        x = tensors(soa, Spec(x="x"))[0]
+        assert not x.is_inference()
+
+    assert ways(scenario) == (None, True)
+
+
+def test_every_layout_has_its_own(ways):
+    """What was made for one layout is not used for another that has the same names."""
+    twin = Layout(OUT.fields[::-1])
+
+    def scenario(soa, out):
+        for layout in (OUT, twin, Layout(OUT.fields), OUT, twin):
+            there = layout.allocate(33)
+            forward(lambda x: (x[:, 0], x[:, 1]), (soa, X), (there, Spec(a="a", b="b")))
+            assert there["b"].tolist() == soa["y"].tolist()
+
+    assert ways(scenario) == (None, True)
+
+
+# Layouts and specs at random
+
+
+NAMES = ["float32", "float64", "int32", "int8", "complex128", "bool"]
+
+
+@st.composite
+def works(draw):
+    """A layout, an input's and an output's spec, rows, and what changes the buffer."""
+    fields = []
+    for number in range(draw(st.integers(1, 6))):
+        dtype = draw(st.sampled_from(NAMES))
+        shape = draw(st.sampled_from([(), (), (2,), (2, 3)]))
+        order = draw(st.sampled_from("CF"))
+        kind = draw(st.integers(0, 5))
+        fields.append(
+            Scalar(f"f{number}", dtype) if not kind else Column(f"f{number}", dtype, shape, order)
+        )
+    layout = Layout(fields, alignment=draw(st.sampled_from([16, 64, 128])))
+
+    def entry(field, single):
+        return Value(field.name) if single and not field.per_row else field.name
+
+    ins = draw(st.lists(st.sampled_from(fields), min_size=1, max_size=4))
+    outs = draw(st.lists(st.sampled_from(fields), min_size=1, max_size=4, unique=True))
+    spec = Spec({f"i{n}": entry(f, draw(st.booleans())) for n, f in enumerate(ins)})
+    out_spec = Spec({f"o{n}": entry(f, True) for n, f in enumerate(outs)})
+    alike = [
+        f.name
+        for f in fields
+        if f.per_row and (f.dtype, f.shape) == (fields[0].dtype, fields[0].shape)
+    ]
+    if fields[0].per_row and draw(st.booleans()):
+        spec = Spec({**spec, "all": alike})
+    return layout, spec, out_spec, draw(st.sampled_from([1, 2, 15, 16, 17, 33, 100]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(works())
+def test_random_work_both_ways(work):
+    """A model that gives new values: by the function, by `prepare`, and by the long way."""
+    layout, spec, out_spec, rows = work
+    given_ = np.frombuffer(np.random.default_rng(rows).bytes(layout.nbytes(rows)), np.uint8) & 1
+
+    def model(*inputs):
+        total = sum(float(np.abs(x.numpy().astype(complex)).sum()) for x in inputs)
+        return tuple(
+            torch.full(view.shape, total % 7).to(view.dtype) for view in tensors(target, out_spec)
+        )
+
+    target, found = layout.allocate(rows), []
+    out = layout.allocate(rows)
+    for way in range(3):
+        soa = layout.allocate(rows)
+        soa.buffer.root[:], out.buffer.root[:] = given_, 0
+        with contextlib.suppress(BufferError):  # columns without a common distance
+            written = None
+            if way == 0:
+                forward(model, (soa, spec), (out, out_spec))
+            elif way == 1:
+                prepare(model, (layout, spec), (layout, out_spec))(
+                    (soa.buffer.root.copy(), rows), (memory := out.buffer.root.copy(), rows)
+                )
+                out.buffer.root[:] = memory
+            else:
+                forward(model, (soa, spec), (out, out_spec), copy=None)
+            written = out.buffer.root.tobytes()
+        found.append(written)
+    assert found[0] == found[1]
+    assert found[2] is not None
+    assert found[0] == found[2] or (found[0] is None and "all" in spec)
+
+
+# Prepared once
+
+
+def test_prepared_for_every_event(ways):
+    """New memory and row counts in every call; SoAs, and whatever `wrap` takes, all the same."""
+    runs = prepare(lambda x: x * 2, (IN, X), (OUT, A))
+    for rows in (1, 5, 33, 100, 5, 0):
+        soa, out = filled(rows), OUT.allocate(rows)
+        wanted = np.stack([soa["x"], soa["y"]], 1) * 2
+        larger = np.zeros(OUT.nbytes(rows) + 8, np.uint8)
+        own = soa.buffer.root.copy()
+        for inputs, outputs, there in (
+            ((own, rows), (out.buffer.root, rows), out),
+            (soa, out, out),
+            ((torch.from_numpy(soa.buffer.root), rows), out, out),
+            ([(memoryview(soa.buffer.root), rows)], [out], out),
+            ((own, rows), (larger, rows), OUT.wrap(larger, rows)),
+        ):
+            out.buffer.root[:] = 0
+            runs(inputs, outputs)
+            np.testing.assert_array_equal(there[["a", "b"]], wanted)
+        larger[:] = 0
+        with torch.inference_mode():
+            runs((own, rows), (larger, rows))
+        np.testing.assert_array_equal(there[["a", "b"]], wanted)
+
+
+def test_prepared_for_several_pairs():
+    """Inputs and outputs of several layouts, in the order in which they were prepared."""
+    runs = prepare(
+        lambda x, k: (k.float(), x[:, 0], x[:, 1]),
+        [(IN, X), (IN, Spec(k="k"))],
+        [(OUT, Spec(a="a", b="b")), (OUT, ONE)],
+    )
+    one, other = filled(33), filled(33)
+    arrays = [np.zeros(OUT.nbytes(33), np.uint8) for _ in range(2)]
+    inputs = [(soa.buffer.root.copy(), 33) for soa in (one, other)]
+    runs(inputs, [(array, 33) for array in arrays])
+    found = [OUT.wrap(array, 33) for array in arrays]
+    assert found[0]["a"].tolist() == other["k"].tolist()
+    assert found[0]["b"].tolist() == one["x"].tolist()
+    assert found[1]["a"].tolist() == one["y"].tolist()
+    with pytest.raises(ValueError, match="the same memory would be written twice"):
+        runs(inputs, [(arrays[0], 33), (arrays[0], 33)])
+    with pytest.raises(ValueError, match="inputs: got 1 SoAs or pairs .buffer, rows., and 2 were"):
+        runs(inputs[:1], [(array, 33) for array in arrays])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "error", "message"),
+    [
+        ((IN, X), (OUT, Spec(a="q")), KeyError, "no column 'q'"),
+        ((IN, Spec(x="q")), (OUT, A), KeyError, "no column 'q'"),
+        ((IN, X), (OUT, Spec(a="n")), ValueError, "scalar 'n' has one value"),
+        ((IN, X), (OUT, Spec(a="a", b="a")), ValueError, "would be written twice"),
+        ((IN, Spec(x=["y", "x"])), (OUT, A), BufferError, "reversed order"),
+        ((IN, Spec()), (OUT, A), ValueError, "inputs: a spec has no tensors"),
+        ((X, IN), (OUT, A), TypeError, r"inputs must be a pair \(layout, spec\)"),
+        ((filled(3), X), (OUT, A), TypeError, "pass soa.layout"),
+        ([], (OUT, A), ValueError, "inputs are empty"),
+        ((IN, {"x": "x"}), (OUT, A), TypeError, "write Spec"),
+    ],
+)
+def test_what_cannot_be_prepared(inputs, outputs, error, message):
+    """All that does not depend on an event is refused before the first one."""
+    with pytest.raises(error, match=message):
+        prepare(lambda x: x, inputs, outputs)
+    with pytest.raises(TypeError, match="the model must be callable"):
+        prepare(None, (IN, X), (OUT, A))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        ((np.zeros(10, "u1"), 33), ValueError, "too small: got 10 bytes"),
+        ((np.zeros(9999, "u1"), -1), ValueError, "must not be negative"),
+        ((np.zeros(9999, "u1"), 33.0), TypeError, "rows must be an integer"),
+        ((np.zeros(9999, "u1"), True), TypeError, "rows must be an integer"),
+        ((np.zeros(10000, "u1")[1:], 33), BufferError, "misaligned"),
+        ((np.zeros(20000, "u1")[::2], 33), BufferError, "not contiguous"),
+        ((bytes(9999), 33), BufferError, "read-only"),
+        ((np.zeros(9999, "f4"), 33), TypeError, "holds float32, but field"),
+        (filled(33, OUT), ValueError, "another layout than was prepared"),
+        (np.zeros(9999, "u1"), TypeError, "expected an SoA or a pair"),
+        ((np.zeros(9999, "u1"),), TypeError, "expected an SoA or a pair"),
+        (3, TypeError, "expected an SoA or a pair"),
+    ],
+)
+def test_what_an_event_cannot_be(inputs, error, message):
+    """Memory that `wrap` refuses is refused here, by the same words."""
+    runs, out = prepare(lambda x: x, (IN, X), (OUT, A)), np.zeros(OUT.nbytes(33), np.uint8)
+    with pytest.raises(error, match=message):
+        runs(inputs, (out, 33))
+    assert not out.any()
+
+
+def test_memory_is_let_go_with_the_tensors():
+    """A tensor that a model keeps holds the array; a prepared function holds nothing."""
+    kept = []
+    runs = prepare(lambda x: kept.append(x) or x * 2, (IN, X), (OUT, A))
+    array, out = filled(33).buffer.root.copy(), np.zeros(OUT.nbytes(33), np.uint8)
+    alive = weakref.ref(array)
+    runs((array, 33), (out, 33))
+    del array
+    assert alive() is not None
+    assert kept[0][5, 1] == 6
+    kept.clear()
+    assert alive() is None
+
+
+def test_threads_on_one_function():
+    """What was made once is used by all of them at a time."""
+    runs, errors = prepare(lambda x: x * 2, (IN, X), (OUT, A)), []
+
+    def work(rows):
+        try:
+            for _ in range(200):
+                soa, out = filled(rows), OUT.allocate(rows)
+                runs((soa.buffer.root.copy(), rows), out)
+                assert (out["b"] == soa["y"] * 2).all()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(rows,)) for rows in (3, 33, 100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert soaview_torch.prepare is prepare
