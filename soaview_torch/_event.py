@@ -66,6 +66,9 @@ def of_arrays(
     def soas(given: Any) -> list[Pair]:
         return soas_of("outputs", outputs, given)
 
+    # Of complex128 NumPy says that it is aligned on 8 bytes, where torch needs 16.
+    if any(layout.sizes[-1] > 8 for layout, _ in (*inputs, *outputs)):
+        return None
     names = {
         "model": model,
         "later": later,
@@ -97,7 +100,7 @@ def _function(
     for i, (layout, _) in enumerate(sides):
         words = layout.allocate(0).buffer.words.dtype
         names[f"word_{i}"] = words
-        lines += (_soa if wrapped else _array)(i, at[i], layout.sizes[-1], later)
+        lines += (_soa if wrapped else _array)(i, at[i], later)
         dtypes = dict.fromkeys(t.dtype for t in at[i].tensors)
         for dtype in dtypes:
             same = dtype == words.name
@@ -195,7 +198,7 @@ def _sides(what: str, numbers: range, wrapped: bool, later: str) -> list[str]:
     ]
 
 
-def _soa(i: int, at: Places, widest: int, later: str) -> list[str]:
+def _soa(i: int, at: Places, later: str) -> list[str]:
     """How an SoA's memory is imported."""
     return [
         f"soa_{i}, _ = side_{i}",
@@ -210,7 +213,7 @@ def _soa(i: int, at: Places, widest: int, later: str) -> list[str]:
     ]
 
 
-def _array(i: int, at: Places, widest: int, later: str) -> list[str]:
+def _array(i: int, at: Places, later: str) -> list[str]:
     """How an array of bytes is imported that owns its memory; of others there is more to see."""
     return [
         f"if type(side_{i}) is not tuple or len(side_{i}) != 2: {later}",
@@ -223,8 +226,7 @@ def _array(i: int, at: Places, widest: int, later: str) -> list[str]:
         f"if root_{i}.size < nbytes_{i} or not ({at.inside}): {later}",
         f"part_{i} = root_{i} if root_{i}.size == nbytes_{i} else root_{i}[:nbytes_{i}]",
         f"words_{i} = part_{i}.view(word_{i}); flags_{i} = words_{i}.flags",
-        # Of complex128 NumPy says that it is aligned on 8 bytes, where torch needs 16.
-        f"if not (flags_{i}.aligned and flags_{i}.writeable and {widest < 16}): {later}",
+        f"if not (flags_{i}.aligned and flags_{i}.writeable): {later}",
         f"memory_{i} = from_numpy(words_{i})",
     ]
 

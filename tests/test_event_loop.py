@@ -6,11 +6,13 @@ The two are one: the same results, and the same errors, whatever comes.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import threading
 import warnings
 import weakref
 
 import numpy as np
+import places
 import pytest
 import torch
 from hypothesis import given, settings
@@ -108,7 +110,9 @@ REFUSED = {
     "in place": (run(lambda x: x.add_(1)), "changed its inputs in place"),
     "an error": (run(lambda x: x @ x), "mat1 and mat2"),
     "a storage that is gone": (run(lambda x: gone(x * 2)), "resized to 0 bytes"),
-    "a storage that is short": (run(lambda x: short(x * 2)), "resized to 12 bytes"),
+    "a storage that is short": (run(lambda x: short(torch.ones(33, 2))), "resized to 12 bytes"),
+    "a part of it that is": (run(lambda x: short(torch.ones(33, 4)[:, :2], 300)), "to 300 bytes"),
+    "three of two": (run(lambda x: (x[:, 0],) * 3, out_spec=Spec(a="a", b="b")), "gave 3 tensors"),
     "made read-only": (lambda soa, out: forward(frozen(out), (soa, X), (out, A)), "read-only"),
 }
 
@@ -124,8 +128,8 @@ def gone(tensor):
     return tensor
 
 
-def short(tensor):
-    tensor.untyped_storage().resize_(12)
+def short(tensor, nbytes=12):
+    tensor.untyped_storage().resize_(nbytes)
     return tensor
 
 
@@ -186,6 +190,7 @@ def test_what_shares_the_memory(ways):
         lambda soa, out: (IN.wrap(bytes(soa.buffer.root), 33), out),
         lambda soa, out: (soa, OUT.wrap(bytes(out.buffer.root), 33)),
         lambda soa, out: (IN.wrap(torch.from_numpy(soa.buffer.root), 33), out),
+        lambda soa, out: (pretended(soa), pretended(out)),
         lambda soa, out: (short_of(soa), out),
         lambda soa, out: (soa, short_of(out)),
     ],
@@ -198,6 +203,22 @@ def test_memory_of_other_kinds(ways, odd):
         forward(lambda x: x + 1, (odd_soa, X), (odd_out, A))
 
     ways(scenario)
+
+
+def pretended(soa):
+    """Memory by the way of a device's."""
+    return places.PretendedMemory().wrap(soa.layout, soa.buffer.root, soa.rows)
+
+
+def test_no_model_runs_without_rows(ways):
+    """An event without rows is done at once, however it comes."""
+
+    def never(*x):
+        pytest.fail("the model ran")
+
+    run(never)(IN.allocate(0), OUT.allocate(0))
+    runs = prepare(never, (IN, X), (OUT, A))
+    runs((np.zeros(999, "u1"), 0), (np.zeros(999, "u1"), 0))
 
 
 def short_of(soa):
@@ -398,6 +419,11 @@ def test_what_cannot_be_prepared(inputs, outputs, error, message):
         prepare(None, (IN, X), (OUT, A))
 
 
+def locked(array):
+    array.flags.writeable = False
+    return array
+
+
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
@@ -408,6 +434,8 @@ def test_what_cannot_be_prepared(inputs, outputs, error, message):
         ((np.zeros(10000, "u1")[1:], 33), BufferError, "misaligned"),
         ((np.zeros(20000, "u1")[::2], 33), BufferError, "not contiguous"),
         ((bytes(9999), 33), BufferError, "read-only"),
+        ((locked(np.zeros(9999, "u1")), 33), BufferError, "read-only"),
+        ((np.zeros(9999, bool), 33), TypeError, "holds bool"),
         ((np.zeros(9999, "f4"), 33), TypeError, "holds float32, but field"),
         (filled(33, OUT), ValueError, "another layout than was prepared"),
         (np.zeros(9999, "u1"), TypeError, "expected an SoA or a pair"),
@@ -435,6 +463,38 @@ def test_memory_is_let_go_with_the_tensors():
     assert kept[0][5, 1] == 6
     kept.clear()
     assert alive() is None
+
+
+def test_memory_of_a_mapping_is_held():
+    """An array that only points at a mapping is wrapped: closing that raises while it is in use."""
+    kept = []
+    runs = prepare(lambda x: kept.append(x) or x * 2, (IN, X), (OUT, A))
+    with mmap.mmap(-1, IN.nbytes(33)) as mapping:
+        runs((np.ndarray(IN.nbytes(33), "u1", mapping), 33), (np.zeros(OUT.nbytes(33), "u1"), 33))
+        with pytest.raises(BufferError, match="exported pointers exist"):
+            mapping.close()
+        kept.clear()
+
+
+def test_arrays_of_several_axes():
+    """Bytes that lie in rows are bytes, as `wrap` takes them."""
+    runs = prepare(lambda x: x + 1, (IN, X), (OUT, A))
+    inputs, out = (np.zeros((n, 7), "u1") for n in (IN.nbytes(33), OUT.nbytes(33)))
+    runs((inputs, 33), (out, 33))
+    assert (OUT.wrap(out, 33)["b"] == 1).all()
+
+
+def test_what_has_no_function_of_its_own():
+    """Of complex128 an array is not known to be aligned: it goes the long way."""
+    layout = Layout([Column("z", "complex128"), Column("i", "int8"), Column("c", "complex128")])
+    sides = [(layout, Spec(z="z"))]
+    assert _event.of_arrays(abs, sides, sides, print) is None
+    runs = prepare(lambda z: z * 2, sides[0], (layout, Spec(c="c")))
+    array = np.ones(layout.nbytes(33) + 128, np.uint8)
+    array = array[-array.ctypes.data % 16 :]
+    runs((array, 33), (array, 33))
+    soa = layout.wrap(array, 33)
+    np.testing.assert_array_equal(soa["c"], soa["z"] * 2)
 
 
 def test_threads_on_one_function():
