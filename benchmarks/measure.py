@@ -33,7 +33,10 @@ SPEC = Spec(TENSORS, type="type")
 
 
 def medians(
-    calls: dict[str, Callable[[], object]], rounds: int, repeat: int | None = None
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    repeat: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each call, run round by round in alternating order.
 
@@ -44,10 +47,10 @@ def medians(
     for number in range(rounds + 3):
         for name in list(calls)[:: 1 if number % 2 else -1]:
             call = calls[name]
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(repeats[name]):
                 call()
-            found = (time.perf_counter() - begin) / repeats[name]
+            found = (clock() - begin) / repeats[name]
             if number >= 3:
                 times[name].append(found)
             elif repeat is None:

@@ -3,8 +3,9 @@
 from ._arrays import arrays
 from ._forward import forward
 from ._move import to
+from ._prepare import prepare
 from ._rows import mask, segments
 from ._update import update
 from ._write import write
 
-__all__ = ["arrays", "forward", "mask", "segments", "to", "update", "write"]
+__all__ = ["arrays", "forward", "mask", "prepare", "segments", "to", "update", "write"]

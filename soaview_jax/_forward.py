@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soaview import SoA, Spec
+from soaview import Layout, SoA, Spec
 from soaview.adapter import (
     BatchSize,
     Matches,
     Pairs,
+    Side,
     Target,
     Work,
     check_dtype,
@@ -27,6 +28,7 @@ from soaview.adapter import (
 
 from ._arrays import arrays, batch, check_width
 from ._callables import Function, FunctionCache, split_arrays
+from ._event import LATER, Event, event_of
 from ._row_wise import capacity_of, check_row_wise, check_same, padded
 from ._settings import INT32_MAX, NARROW, x64
 from ._write import Part, matched, store, targets_of
@@ -90,16 +92,25 @@ def forward(
     >>> soa["sum"]
     array([4., 6.], dtype=float32)
     """
+    plain = batch_size is dtype is None and row_wise is progress is False and callable(fn)
+    if plain and _at_once(fn, inputs, outputs):
+        return
     check_model(fn)
     ins, outs = pairs("inputs", inputs), pairs("outputs", outputs)
     cast = check_dtype(dtype)
     task = work(ins, outs, batch_size, progress)
+    if plain and len(ins) + len(outs) > 2:
+        of_layouts = [[(soa.layout, spec) for soa, spec in side] for side in (ins, outs)]
+        event = _event(*of_layouts)
+        if event is not None and event.run(call_of(fn, event), ins, outs) is not LATER:
+            return
     for soa, spec in outs:
         targets_of(soa, spec)  # raises
     if not x64():
         _check_narrow(task, cast)
     check_row_wise(row_wise, task)
-    run, function, weights = _compiled(fn)
+    compiled, function, weights = _compiled(fn)
+    run = compiled.run
     specs = tuple(spec for _, spec in ins)
     given = [soa for soa, _ in ins]
     if task.batched and not row_wise:
@@ -127,6 +138,68 @@ def forward(
                 values = list(map(_cast, values, targets))
             found += matched(soa, spec, targets, values, capacity)
     store(found)
+
+
+def _at_once(fn: Any, inputs: Any, outputs: Any) -> bool:
+    """Whether the function that is made of the layouts and specs has done all of it."""
+    try:
+        soa, spec = inputs
+        out, out_spec = outputs
+    except (TypeError, ValueError):
+        return False
+    if not (type(soa) is type(out) is SoA and type(spec) is type(out_spec) is Spec):
+        return False
+    layout, key = soa.layout, ("jax.event", spec.key, out_spec.key)
+    known: tuple[Layout, Event | None] | None = layout.plans.get(key)
+    if known is None or known[0] is not out.layout:
+        event = _event([(layout, spec)], [(out.layout, out_spec)])
+        known = layout.plans[key] = out.layout, event  # as hashes of layouts take a while
+    event = known[1]
+    return event is not None and event.run(call_of(fn, event), (inputs,), (outputs,)) is not LATER
+
+
+def _event(ins: list[Side], outs: list[Side]) -> Event | None:
+    """What is made of the layouts and specs, once; None where there is none, or it is a mistake."""
+    plans = ins[0][0].plans
+    sides = (tuple((layout, spec.key) for layout, spec in side) for side in (ins, outs))
+    key = "jax.events", *sides
+    if key not in plans:
+        try:
+            plans[key] = event_of(ins, outs, wrapped=True)
+        except (BufferError, KeyError, TypeError, ValueError):  # the long way says it better
+            plans[key] = None
+    found: Event | None = plans[key]
+    return found
+
+
+def call_of(fn: Any, event: Event) -> Callable[..., Any]:
+    """The function on an event's rows and matrices, which is compiled for each row count."""
+    compiled, function, weights = _compiled(fn)
+    if function is not None:
+        run = compiled.run
+        return lambda rows, *given: run(_EventCall(function, event, rows), weights, given, None)
+    call = compiled.calls.get(event)
+    return compiled.calls.setdefault(event, _by_rows(compiled.own, event)) if call is None else call
+
+
+def _by_rows(own: Callable[[], Any], event: Event) -> Callable[..., Any]:
+    """A jitted function for each row count, which takes less than one with static arguments."""
+    known: dict[tuple[int, ...], Callable[..., Any]] = {}
+
+    def call(rows: tuple[int, ...], *given: Any) -> Any:
+        run = known.get(rows)
+        if run is None:
+            if len(known) >= _MOST_ROWS:
+                known.clear()
+            run = jax.jit(lambda *given: _called(own(), event.given(rows, given)))
+            run = known.setdefault(rows, run)
+        return run(*given)
+
+    return call
+
+
+_MOST_ROWS = 4096
+"""Row counts for which an event's function is kept: as many as JAX keeps of a function."""
 
 
 def _flat(found: list[tuple[SoA, Spec, list[Any]]]) -> list[Any]:
@@ -176,15 +249,40 @@ class _Call(NamedTuple):
     cast: str | None
 
 
+class _EventCall(NamedTuple):
+    """What a call on an event's matrices is compiled for; `rows` of each input."""
+
+    function: Function | None
+    event: Event
+    rows: tuple[int, ...]
+
+
 _COMPILED = FunctionCache()
 """Of functions that are no pytrees."""
 
 
-def _compiled(fn: Callable[..., Any]) -> tuple[Any, Function | None, list[Any]]:
+class _Compiled:
+    """A function that `jax.jit` compiles.
+
+    Attributes:
+        own: gives the function back.
+        run: it, on whole SoAs.
+        calls: it, on an event's rows and matrices.
+    """
+
+    def __init__(self, own: Callable[[], Any], run: Any = None) -> None:
+        self.own = own
+        self.run = run or jax.jit(
+            lambda call, _, soas, starts: _run(own(), call, soas, starts), static_argnums=0
+        )
+        self.calls: dict[Event, Callable[..., Any]] = {}
+
+
+def _compiled(fn: Callable[..., Any]) -> tuple[_Compiled, Function | None, list[Any]]:
     """What runs a function, and what it has to be told of it: its key, and its arrays."""
-    run = _COMPILED.get(fn)
-    if run is not None:
-        return run, None, []
+    found: _Compiled | None = _COMPILED.get(fn)
+    if found is not None:
+        return found, None, []
     leaves, tree = jax.tree.flatten(fn)
     for leaf in leaves:
         narrow = isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.name in NARROW
@@ -198,8 +296,8 @@ def _compiled(fn: Callable[..., Any]) -> tuple[Any, Function | None, list[Any]]:
     try:
         if leaves and leaves[0] is fn:
             hash(fn)
-            return _COMPILED.make(fn, _jitted), None, []
-        return _run_any, *split_arrays(tree, leaves)
+            return _COMPILED.make(fn, _Compiled), None, []
+        return _ANY, *split_arrays(tree, leaves)
     except TypeError as error:
         raise TypeError(
             f"fn cannot be told from others, for what it is made of has no hash ({error}); pass a "
@@ -207,28 +305,33 @@ def _compiled(fn: Callable[..., Any]) -> tuple[Any, Function | None, list[Any]]:
         ) from error
 
 
-def _jitted(own: Callable[[], Any]) -> Any:
-    return jax.jit(lambda call, _, soas, starts: _run(own(), call, soas, starts), static_argnums=0)
-
-
 @partial(jax.jit, static_argnums=0)
-def _run_any(call: _Call, weights: list[Any], soas: list[Any], starts: list[Any]) -> Any:
+def _run_any(call: _Call | _EventCall, weights: list[Any], soas: Any, starts: Any) -> Any:
     function = call.function
     assert function is not None
     return _run(function.whole(weights), call, soas, starts)
 
 
-def _run(fn: Any, call: _Call, soas: list[Any], starts: list[Any]) -> Any:
+_ANY = _Compiled(lambda: None, _run_any)
+
+
+def _run(fn: Any, call: _Call | _EventCall, soas: Any, starts: Any) -> Any:
     given: list[jax.Array] = []
-    if call.specs is None:
+    if isinstance(call, _EventCall):
+        given = call.event.given(call.rows, soas)
+    elif call.specs is None:
         given = [jnp.moveaxis(array, -1, 0) if array.ndim else array for array in soas]
     else:
         for soa, spec, size, start in zip(soas, call.specs, call.sizes, starts, strict=True):
             # Where JAX is told not to compile, what it cannot view is copied.
             whole = size is None
             given += arrays(soa, spec, copy=None) if whole else batch(soa[:size], spec, start)
-    if call.cast is not None:
+    if isinstance(call, _Call) and call.cast is not None:
         given = [x.astype(call.cast) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in given]
+    return _called(fn, given)
+
+
+def _called(fn: Any, given: list[jax.Array]) -> Any:
     made = fn(*given)
     for leaf in jax.tree.leaves(made):
         narrow = isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.name in NARROW

@@ -436,6 +436,7 @@ def locked(array):
         ((bytes(9999), 33), BufferError, "read-only"),
         ((locked(np.zeros(9999, "u1")), 33), BufferError, "read-only"),
         ((np.zeros(9999, bool), 33), TypeError, "holds bool"),
+        ((np.zeros((99, 101), "u1", order="F"), 33), BufferError, "not contiguous"),
         ((np.zeros(9999, "f4"), 33), TypeError, "holds float32, but field"),
         (filled(33, OUT), ValueError, "another layout than was prepared"),
         (np.zeros(9999, "u1"), TypeError, "expected an SoA or a pair"),

@@ -281,7 +281,16 @@ def test_the_copying_import_is_still_an_alias():
 
 def test_public_names():
     """The public door is what it is."""
-    assert soaview_jax.__all__ == ["arrays", "forward", "mask", "segments", "to", "update", "write"]
+    assert soaview_jax.__all__ == [
+        "arrays",
+        "forward",
+        "mask",
+        "prepare",
+        "segments",
+        "to",
+        "update",
+        "write",
+    ]
 
 
 def test_devices_that_are_not_there():

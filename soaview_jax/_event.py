@@ -1,0 +1,244 @@
+"""Code for event loops: memory of the host that is new in every call, of any row count.
+
+One function is made of the layouts and specs. It hands XLA the runs that the specs need, where they
+lie, and writes the results by NumPy. What is rare goes the long way: devices, slices, read-only
+outputs, columns without a common distance, SoAs that JAX made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from soaview import Layout, Spec
+from soaview.adapter import (
+    HostBuffer,
+    Pair,
+    Place,
+    Places,
+    Run,
+    Side,
+    as_tuple,
+    columns_of,
+    compiled,
+    numpy_dtype,
+    places,
+    results,
+    run_numbers,
+    runs,
+    soas_of,
+    writable_views,
+)
+
+from ._arrays import arrays
+from ._pytree import from_leaves
+from ._settings import INT32_MAX, NARROW, x64
+from ._write import matched, store, targets_of
+
+LATER = object()
+"""What such a function gives where the long way must do it; nothing has been done then."""
+
+
+class Event:
+    """What is made of the layouts and specs of an event's inputs and outputs.
+
+    Attributes:
+        inputs: layouts and specs.
+        numbers: of each input, the runs that its spec needs.
+        run: a function of `(call, inputs, outputs)`, made by `compiled`.
+    """
+
+    def __init__(self, inputs: Sequence[Side], outputs: Sequence[Side], wrapped: bool) -> None:
+        self.inputs = inputs
+        self.numbers = [_needed(layout, spec) for layout, spec in inputs]
+        self.run = _function(inputs, outputs, self.numbers, wrapped)
+
+    def given(self, rows: tuple[int, ...], matrices: Sequence[Any]) -> list[jax.Array]:
+        """The arrays that a function gets, of traced matrices."""
+        found: list[jax.Array] = []
+        left = iter(matrices)
+        for (layout, spec), numbers, count in zip(self.inputs, self.numbers, rows, strict=True):
+            leaves: list[Any] = [None] * len(runs(layout, count))
+            for number in numbers:
+                leaves[number] = next(left)
+            # Where JAX is told not to compile, what it cannot view is copied.
+            found += arrays(from_leaves(layout, count, leaves), spec, copy=None)
+        return found
+
+
+def _needed(layout: Layout, spec: Spec) -> list[int]:
+    of = run_numbers(layout)
+    return sorted({of[name] for entry in spec.values() for name in columns_of(entry)})
+
+
+def event_of(inputs: Sequence[Side], outputs: Sequence[Side], *, wrapped: bool) -> Event | None:
+    """What runs functions on memory of these layouts.
+
+    Args:
+        inputs: whose columns the function gets.
+        outputs: whose columns are written.
+        wrapped: whether it is given `(soa, spec)`; or else an array of bytes and the rows.
+
+    Returns:
+        None where columns have no single strided view.
+
+    Raises:
+        KeyError, TypeError, ValueError: as `views` and `writable_views`.
+    """
+    for layout, spec in outputs:
+        writable_views(layout.allocate(1), spec)
+    sides = [*inputs, *outputs]
+    if not all(spec and places(layout, spec) for layout, spec in sides):
+        return None
+    return Event(inputs, outputs, wrapped)
+
+
+def _function(
+    inputs: Sequence[Side], outputs: Sequence[Side], numbers: list[list[int]], wrapped: bool
+) -> Callable[..., Any]:
+    sides = [*inputs, *outputs]
+    at = [_places(layout, spec, f"_{i}") for i, (layout, spec) in enumerate(sides)]
+    ins, outs = range(len(inputs)), range(len(inputs), len(sides))
+    names: dict[str, Any] = dict(_NAMES)
+    names |= {dtype: numpy_dtype(dtype) for layout, _ in sides for dtype in _dtypes(layout)}
+    lines = [f"{''.join(f'side_{i}, ' for i in ins)} = inputs"]
+    lines += [f"{''.join(f'side_{i}, ' for i in outs)} = outputs"]
+    matrices = []
+    for i, (layout, _) in enumerate(sides):
+        lines += (_soa if wrapped else _array)(i, at[i], i in outs)
+        if i in ins:
+            grouped = runs(layout, 1)
+            matrices += [_matrix(layout, grouped[number], i) for number in numbers[i]]
+    used = {grouped.dtype for i in ins for grouped in (runs(sides[i][0], 1)[n] for n in numbers[i])}
+    if used & NARROW.keys():
+        lines.append("if not x64(): return LATER")
+    for i in outs:  # the same columns may stand in two of them
+        for j in range(outs[0], i):
+            lines.append(f"if may_share_memory(root_{i}, root_{j}): return LATER")
+    targets = [_target(i, t) for i in outs for t in at[i].tensors]
+    values = [f"value_{n}" for n in range(len(targets))]
+    arrays_ = [f"array_{n}" for n in range(len(targets))]
+    lines += [f"target_{n} = {target}" for n, target in enumerate(targets)]
+    rows = as_tuple(f"rows_{i}" for i in ins)
+    lines.append(f"made = call({', '.join([rows, *matrices])})")
+    if len(values) == 1:
+        lines.append(
+            f"{values[0]}, = (made,) if isinstance(made, Array) else in_order(made, outputs)"
+        )
+    else:
+        plain = f"type(made) is tuple and len(made) == {len(values)}"
+        lines.append(f"{', '.join(values)}, = made if {plain} else in_order(made, outputs)")
+    for n, value in enumerate(values):
+        lines += [
+            f"if not isinstance({value}, Array): return misfit(made, outputs)",
+            f"array_{n} = asarray({value})",
+        ]
+    fits = [
+        f"array_{n}.shape == target_{n}.shape and array_{n}.dtype == target_{n}.dtype"
+        for n in range(len(values))
+    ]
+    writable = [f"root_{i}.flags.writeable" for i in outs]
+    lines.append(f"if not ({' and '.join([*fits, *writable])}): return misfit(made, outputs)")
+    if len(values) > 1:  # NumPy minds what overlaps, but not what the write before it has changed
+        for array in arrays_:
+            shared = " or ".join(f"may_share_memory({array}, root_{i})" for i in outs)
+            lines.append(f"if {shared}: {array} = {array}.copy()")
+    lines += [f"target_{n}[...] = array_{n}" for n in range(len(values))]
+    if wrapped:
+        names |= {"misfit": _misfit, "in_order": _in_order}
+    else:
+
+        def soas(given: Any) -> list[Pair]:
+            return soas_of("outputs", outputs, list(given))
+
+        names["misfit"] = lambda made, given: _misfit(made, soas(given))
+        names["in_order"] = lambda made, given: _in_order(made, soas(given))
+    return compiled("call, inputs, outputs", lines, names)
+
+
+def _places(layout: Layout, spec: Spec, suffix: str) -> Places:
+    found = places(layout, spec, suffix)
+    assert found is not None
+    return found
+
+
+def _dtypes(layout: Layout) -> set[str]:
+    return {field.dtype for field in layout.fields}
+
+
+def _soa(i: int, at: Places, written: bool) -> list[str]:
+    """How an SoA's memory is found out."""
+    writable = f" and root_{i}.flags.writeable" if written else ""
+    return [
+        f"soa_{i}, _ = side_{i}",
+        f"buffer_{i} = soa_{i}.buffer; rows_{i} = soa_{i}.rows",
+        f"if type(buffer_{i}) is not HostBuffer or soa_{i}.capacity != rows_{i}: return LATER",
+        f"root_{i} = buffer_{i}.root",
+        f"if not (0 < rows_{i} <= {INT32_MAX}{writable}): return LATER",
+        f"nbytes_{i} = buffer_{i}.nbytes",
+        *at.lines,
+        f"if not ({at.inside}): return LATER",
+    ]
+
+
+def _array(i: int, at: Places, written: bool) -> list[str]:
+    """How an array of bytes is taken that owns its memory; others have more to be seen."""
+    return [
+        f"if type(side_{i}) is not tuple or len(side_{i}) != 2: return LATER",
+        f"root_{i}, rows_{i} = side_{i}",
+        f"if type(rows_{i}) is not int or not 0 < rows_{i} <= {INT32_MAX}: return LATER",
+        f"if type(root_{i}) is not ndarray or root_{i}.dtype is not byte: return LATER",
+        f"if root_{i}.strides != (1,) or root_{i}.base is not None: return LATER",
+        *([f"if not root_{i}.flags.writeable: return LATER"] if written else []),
+        *at.lines,
+        f"nbytes_{i} = {at.nbytes}",
+        f"if root_{i}.size < nbytes_{i} or not ({at.inside}): return LATER",
+    ]
+
+
+def _matrix(layout: Layout, run: Run, i: int) -> str:
+    """A run where it lies, for any row count."""
+    first = layout[run.names[0]]
+    size, unit = first.itemsize, layout.alignment // first.itemsize
+    width = f"{unit} * u{size}_{i}" if first.per_row else str(run.shape[1])
+    start = " + ".join(
+        f"{n * layout.alignment} * {u}" if u else str(n * layout.alignment)
+        for n, u in zip(
+            layout.starts[first.name], ("", *(f"u{s}_{i}" for s in layout.sizes)), strict=True
+        )
+        if n
+    )
+    return f"ndarray(({run.shape[0]}, {width}), {run.dtype}, root_{i}, {start or 0})"
+
+
+def _target(i: int, t: Place) -> str:
+    size = numpy_dtype(t.dtype).itemsize
+    steps = as_tuple(f"{size} * {stride}" for stride in t.strides)
+    return f"ndarray({t.shape}, {t.dtype}, root_{i}, {size} * {t.offset}, {steps})"
+
+
+def _in_order(made: Any, outputs: list[Pair]) -> list[Any]:
+    return [value for _, _, values in results(made, outputs) for value in values]
+
+
+def _misfit(made: Any, outputs: list[Pair]) -> None:
+    """Write what can be written all the same, or raise."""
+    found = []
+    for soa, spec, values in results(made, outputs):
+        found += matched(soa, spec, targets_of(soa, spec), values)
+    store(found)
+
+
+_NAMES: dict[str, Any] = {
+    "Array": jax.Array,
+    "HostBuffer": HostBuffer,
+    "LATER": LATER,
+    "asarray": np.asarray,
+    "byte": np.dtype(np.uint8),
+    "may_share_memory": np.may_share_memory,
+    "ndarray": np.ndarray,
+    "x64": x64,
+}
