@@ -92,6 +92,42 @@ def compare(name: str, layout: Layout, spec: Spec, model: Callable[..., Any], ro
         print(f"    {way:48s} {ratio:5.2f}", flush=True)
 
 
+def along_rows(rows: int) -> None:
+    """What an option of XLA's compilation makes of functions along the rows."""
+    soa, spec = filled(COLUMNS, rows), Spec(x=NAMES)
+    ready = jax.block_until_ready(jnp.array(np.stack([soa[name] for name in NAMES], axis=1)))
+    for name, function in ALONG_ROWS.items():
+
+        def of_soa(soa: SoA, function: Callable[..., Any] = function) -> Any:
+            return function(*arrays(soa, spec))
+
+        calls = {
+            "ready": (jax.jit(function), ready),
+            "default": (jax.jit(of_soa), soa),
+            "options": (jax.jit(of_soa, compiler_options=OPTIONS), soa),
+        }
+        found = medians(
+            {way: lambda f=f, x=x: jax.block_until_ready(f(x)) for way, (f, x) in calls.items()}, 21
+        )
+        limit = found["ready"]
+        print(
+            f"{name}, {rows} rows: jit(f)(soa) / ready arrays {found['default'] / limit:.2f}, with "
+            f"compiler_options={OPTIONS} {found['options'] / limit:.2f}",
+            flush=True,
+        )
+
+
+OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+ALONG_ROWS = {
+    "sum of each row": lambda x: x.sum(1),
+    "largest of each row": lambda x: x.max(1),
+    "softmax": lambda x: jax.nn.softmax(x, 1),
+    "layer norm": lambda x: (x - x.mean(1, keepdims=True)) / jnp.sqrt(x.var(1, keepdims=True) + 1),
+    "mean of each column": lambda x: x.mean(0),
+    "dense layer": lambda x: jax.nn.relu(x @ jnp.ones((16, 32), "float32")),
+}
+
+
 def memory(way: str, rows: int) -> None:
     """Print the growth during the first run of the compiled model, in a process of its own."""
     soa, spec = COLUMNS.allocate(rows), Spec(x=NAMES)
@@ -113,6 +149,7 @@ def main(most: int = 10**7) -> None:
         with jax.enable_x64(True):
             compare("five tensors", LAYOUT, SPEC, five, rows)
         compare("MLP", COLUMNS, Spec(x=NAMES), mlp(), rows)
+        along_rows(rows)
     for rows in (min(most, 10**7), min(most, 10**7) - 1):
         grown = [
             subprocess.run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from ._arrays import arrays, batch, check_width
 from ._callables import Function, FunctionCache, split_arrays
 from ._event import LATER, Event, event_of
 from ._row_wise import capacity_of, check_row_wise, check_same, padded
-from ._settings import INT32_MAX, NARROW, x64
+from ._settings import INT32_MAX, NARROW, compiler_options, x64
 from ._write import Part, matched, store, targets_of
 
 
@@ -191,7 +191,7 @@ def _by_rows(own: Callable[[], Any], event: Event) -> Callable[..., Any]:
         if run is None:
             if len(known) >= _MOST_ROWS:
                 known.clear()
-            run = jax.jit(lambda *given: _called(own(), event.given(rows, given)))
+            run = _jit(lambda *given: _called(own(), event.given(rows, given)))
             run = known.setdefault(rows, run)
         return run(*given)
 
@@ -261,6 +261,10 @@ _COMPILED = FunctionCache()
 """Of functions that are no pytrees."""
 
 
+def _jit(run: Callable[..., Any], **options: Any) -> Any:
+    return jax.jit(run, compiler_options=compiler_options(), **options)
+
+
 class _Compiled:
     """A function that `jax.jit` compiles.
 
@@ -270,11 +274,10 @@ class _Compiled:
         calls: it, on an event's rows and matrices.
     """
 
-    def __init__(self, own: Callable[[], Any], run: Any = None) -> None:
+    def __init__(self, own: Callable[[], Any], run: Callable[..., Any] | None = None) -> None:
         self.own = own
-        self.run = run or jax.jit(
-            lambda call, _, soas, starts: _run(own(), call, soas, starts), static_argnums=0
-        )
+        run = run or (lambda call, _, soas, starts: _run(own(), call, soas, starts))
+        self.run = _jit(run, static_argnums=0)
         self.calls: dict[Event, Callable[..., Any]] = {}
 
 
@@ -297,7 +300,7 @@ def _compiled(fn: Callable[..., Any]) -> tuple[_Compiled, Function | None, list[
         if leaves and leaves[0] is fn:
             hash(fn)
             return _COMPILED.make(fn, _Compiled), None, []
-        return _ANY, *split_arrays(tree, leaves)
+        return _any(), *split_arrays(tree, leaves)
     except TypeError as error:
         raise TypeError(
             f"fn cannot be told from others, for what it is made of has no hash ({error}); pass a "
@@ -305,14 +308,16 @@ def _compiled(fn: Callable[..., Any]) -> tuple[_Compiled, Function | None, list[
         ) from error
 
 
-@partial(jax.jit, static_argnums=0)
+@cache
+def _any() -> _Compiled:
+    """Any function that is a pytree."""
+    return _Compiled(lambda: None, _run_any)
+
+
 def _run_any(call: _Call | _EventCall, weights: list[Any], soas: Any, starts: Any) -> Any:
     function = call.function
     assert function is not None
     return _run(function.whole(weights), call, soas, starts)
-
-
-_ANY = _Compiled(lambda: None, _run_any)
 
 
 def _run(fn: Any, call: _Call | _EventCall, soas: Any, starts: Any) -> Any:

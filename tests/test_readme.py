@@ -29,7 +29,7 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     """The README's Python runs, and its asserts hold."""
     monkeypatch.chdir(tmp_path)
     names, count = run("README.md")
-    assert count == 9
+    assert count == 10
     described = names["layout"].describe(names["rows"]).splitlines()
     assert "\n".join(f"    {line}".rstrip() for line in described) in README
 
