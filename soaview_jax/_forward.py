@@ -28,9 +28,10 @@ from soaview.adapter import (
 
 from ._arrays import arrays, batch, check_width
 from ._callables import Function, FunctionCache, split_arrays
+from ._compiling import MOST, by_first, jitted
 from ._event import LATER, Event, event_of
 from ._row_wise import capacity_of, check_row_wise, check_same, padded
-from ._settings import INT32_MAX, NARROW, compiler_options, x64
+from ._settings import INT32_MAX, NARROW, x64
 from ._write import Part, matched, store, targets_of
 
 
@@ -189,17 +190,13 @@ def _by_rows(own: Callable[[], Any], event: Event) -> Callable[..., Any]:
     def call(rows: tuple[int, ...], *given: Any) -> Any:
         run = known.get(rows)
         if run is None:
-            if len(known) >= _MOST_ROWS:
+            if len(known) >= MOST:
                 known.clear()
-            run = _jit(lambda *given: _called(own(), event.given(rows, given)))
+            run = jitted(lambda *given: _called(own(), event.given(rows, given)), *given)
             run = known.setdefault(rows, run)
         return run(*given)
 
     return call
-
-
-_MOST_ROWS = 4096
-"""Row counts for which an event's function is kept: as many as JAX keeps of a function."""
 
 
 def _flat(found: list[tuple[SoA, Spec, list[Any]]]) -> list[Any]:
@@ -261,10 +258,6 @@ _COMPILED = FunctionCache()
 """Of functions that are no pytrees."""
 
 
-def _jit(run: Callable[..., Any], **options: Any) -> Any:
-    return jax.jit(run, compiler_options=compiler_options(), **options)
-
-
 class _Compiled:
     """A function that `jax.jit` compiles.
 
@@ -276,8 +269,7 @@ class _Compiled:
 
     def __init__(self, own: Callable[[], Any], run: Callable[..., Any] | None = None) -> None:
         self.own = own
-        run = run or (lambda call, _, soas, starts: _run(own(), call, soas, starts))
-        self.run = _jit(run, static_argnums=0)
+        self.run = by_first(run or (lambda call, _, soas, starts: _run(own(), call, soas, starts)))
         self.calls: dict[Event, Callable[..., Any]] = {}
 
 

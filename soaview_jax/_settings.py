@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import jax
@@ -30,23 +29,6 @@ def op_by_op() -> bool:
     """Whether JAX may be running a jitted function as it is, here and now, to look for errors."""
     config: Any = jax.config
     return bool(config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
-
-
-@cache
-def compiler_options() -> dict[str, Any] | None:
-    """How XLA is to compile what reads an SoA's columns, where it knows of it.
-
-    On a CPU it else hands reductions over a row, such as a softmax, to a library that reads them as
-    if they lay row by row: 10 to 40 times slower (`python benchmarks/jax_jit.py`).
-    """
-    found: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    try:
-        if jax.default_backend() == "cpu":
-            jax.jit(lambda x: x + 1, compiler_options=found).lower(1.0).compile()
-            return found
-    except Exception:  # another XLA has other options
-        pass
-    return None
 
 
 def alignment_on(device: str) -> int:

@@ -251,7 +251,7 @@ def test_what_was_compiled_goes_with_the_function():
 
 def test_many_row_counts(monkeypatch):
     """Only so many of them are kept for a function; one that was forgotten is compiled again."""
-    monkeypatch.setattr(_forward, "_MOST_ROWS", 2)
+    monkeypatch.setattr(_forward, "MOST", 2)
     counts = []
 
     def counted(x):
