@@ -15,20 +15,23 @@ import numpy as np
 
 from soaview import Layout, Spec
 from soaview.adapter import (
-    HostBuffer,
+    EVENT_NAMES,
     Pair,
     Place,
     Places,
     Run,
     Side,
+    array_lines,
     as_tuple,
     columns_of,
     compiled,
+    in_order,
     numpy_dtype,
     places,
     results,
     run_numbers,
     runs,
+    soa_lines,
     soas_of,
     writable_views,
 )
@@ -108,7 +111,7 @@ def _function(
     lines += [f"{''.join(f'side_{i}, ' for i in outs)} = outputs"]
     matrices = []
     for i, (layout, _) in enumerate(sides):
-        lines += (_soa if wrapped else _array)(i, at[i], i in outs)
+        lines += _memory(i, at[i], wrapped, i in outs)
         if i in ins:
             grouped = runs(layout, 1)
             matrices += [_matrix(layout, grouped[number], i) for number in numbers[i]]
@@ -148,14 +151,14 @@ def _function(
             lines.append(f"if {shared}: {array} = {array}.copy()")
     lines += [f"target_{n}[...] = array_{n}" for n in range(len(values))]
     if wrapped:
-        names |= {"misfit": _misfit, "in_order": _in_order}
+        names |= {"misfit": _misfit, "in_order": in_order}
     else:
 
         def soas(given: Any) -> list[Pair]:
             return soas_of("outputs", outputs, list(given))
 
         names["misfit"] = lambda made, given: _misfit(made, soas(given))
-        names["in_order"] = lambda made, given: _in_order(made, soas(given))
+        names["in_order"] = lambda made, given: in_order(made, soas(given))
     return compiled("call, inputs, outputs", lines, names)
 
 
@@ -169,34 +172,13 @@ def _dtypes(layout: Layout) -> set[str]:
     return {field.dtype for field in layout.fields}
 
 
-def _soa(i: int, at: Places, written: bool) -> list[str]:
-    """How an SoA's memory is found out."""
+def _memory(i: int, at: Places, wrapped: bool, written: bool) -> list[str]:
+    lines = (soa_lines if wrapped else array_lines)(i, at, _LATER)
     writable = f" and root_{i}.flags.writeable" if written else ""
-    return [
-        f"soa_{i}, _ = side_{i}",
-        f"buffer_{i} = soa_{i}.buffer; rows_{i} = soa_{i}.rows",
-        f"if type(buffer_{i}) is not HostBuffer or soa_{i}.capacity != rows_{i}: return LATER",
-        f"root_{i} = buffer_{i}.root",
-        f"if not (0 < rows_{i} <= {INT32_MAX}{writable}): return LATER",
-        f"nbytes_{i} = buffer_{i}.nbytes",
-        *at.lines,
-        f"if not ({at.inside}): return LATER",
-    ]
+    return [*lines, f"if not (rows_{i} <= {INT32_MAX}{writable}): {_LATER}"]
 
 
-def _array(i: int, at: Places, written: bool) -> list[str]:
-    """How an array of bytes is taken that owns its memory; others have more to be seen."""
-    return [
-        f"if type(side_{i}) is not tuple or len(side_{i}) != 2: return LATER",
-        f"root_{i}, rows_{i} = side_{i}",
-        f"if type(rows_{i}) is not int or not 0 < rows_{i} <= {INT32_MAX}: return LATER",
-        f"if type(root_{i}) is not ndarray or root_{i}.dtype is not byte: return LATER",
-        f"if root_{i}.strides != (1,) or root_{i}.base is not None: return LATER",
-        *([f"if not root_{i}.flags.writeable: return LATER"] if written else []),
-        *at.lines,
-        f"nbytes_{i} = {at.nbytes}",
-        f"if root_{i}.size < nbytes_{i} or not ({at.inside}): return LATER",
-    ]
+_LATER = "return LATER"
 
 
 def _matrix(layout: Layout, run: Run, i: int) -> str:
@@ -220,10 +202,6 @@ def _target(i: int, t: Place) -> str:
     return f"ndarray({t.shape}, {t.dtype}, root_{i}, {size} * {t.offset}, {steps})"
 
 
-def _in_order(made: Any, outputs: list[Pair]) -> list[Any]:
-    return [value for _, _, values in results(made, outputs) for value in values]
-
-
 def _misfit(made: Any, outputs: list[Pair]) -> None:
     """Write what can be written all the same, or raise."""
     found = []
@@ -233,12 +211,10 @@ def _misfit(made: Any, outputs: list[Pair]) -> None:
 
 
 _NAMES: dict[str, Any] = {
+    **EVENT_NAMES,
     "Array": jax.Array,
-    "HostBuffer": HostBuffer,
     "LATER": LATER,
     "asarray": np.asarray,
-    "byte": np.dtype(np.uint8),
     "may_share_memory": np.may_share_memory,
-    "ndarray": np.ndarray,
     "x64": x64,
 }

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soaview import Layout, SoA, Spec
+from soaview import SoA, Spec
 from soaview.adapter import (
     BatchSize,
     Matches,
@@ -20,6 +20,8 @@ from soaview.adapter import (
     Work,
     check_dtype,
     check_model,
+    event_for,
+    events_for,
     pairs,
     results,
     views_or_gathers,
@@ -101,8 +103,7 @@ def forward(
     cast = check_dtype(dtype)
     task = work(ins, outs, batch_size, progress)
     if plain and len(ins) + len(outs) > 2:
-        of_layouts = [[(soa.layout, spec) for soa, spec in side] for side in (ins, outs)]
-        event = _event(*of_layouts)
+        event = events_for("jax.event", _event, ins, outs)
         if event is not None and event.run(call_of(fn, event), ins, outs) is not LATER:
             return
     for soa, spec in outs:
@@ -143,34 +144,12 @@ def forward(
 
 def _at_once(fn: Any, inputs: Any, outputs: Any) -> bool:
     """Whether the function that is made of the layouts and specs has done all of it."""
-    try:
-        soa, spec = inputs
-        out, out_spec = outputs
-    except (TypeError, ValueError):
-        return False
-    if not (type(soa) is type(out) is SoA and type(spec) is type(out_spec) is Spec):
-        return False
-    layout, key = soa.layout, ("jax.event", spec.key, out_spec.key)
-    known: tuple[Layout, Event | None] | None = layout.plans.get(key)
-    if known is None or known[0] is not out.layout:
-        event = _event([(layout, spec)], [(out.layout, out_spec)])
-        known = layout.plans[key] = out.layout, event  # as hashes of layouts take a while
-    event = known[1]
+    event = event_for("jax.event", _event, inputs, outputs)
     return event is not None and event.run(call_of(fn, event), (inputs,), (outputs,)) is not LATER
 
 
 def _event(ins: list[Side], outs: list[Side]) -> Event | None:
-    """What is made of the layouts and specs, once; None where there is none, or it is a mistake."""
-    plans = ins[0][0].plans
-    sides = (tuple((layout, spec.key) for layout, spec in side) for side in (ins, outs))
-    key = "jax.events", *sides
-    if key not in plans:
-        try:
-            plans[key] = event_of(ins, outs, wrapped=True)
-        except (BufferError, KeyError, TypeError, ValueError):  # the long way says it better
-            plans[key] = None
-    found: Event | None = plans[key]
-    return found
+    return event_of(ins, outs, wrapped=True)
 
 
 def call_of(fn: Any, event: Event) -> Callable[..., Any]:

@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from soaview import Layout, SoA, Spec
 from soaview.adapter import (
-    INT64_MAX,
+    EVENT_NAMES,
     HostBuffer,
     Pair,
     Place,
     Places,
     Side,
+    array_lines,
     as_tuple,
     check_storage,
     compiled,
+    in_order,
     places,
     results,
+    soa_lines,
     soas_of,
     writable_views,
 )
@@ -51,7 +53,7 @@ def of_soas(inputs: Sequence[Side], outputs: Sequence[Side]) -> Callable[..., An
     Raises:
         KeyError, TypeError, ValueError: as `views` and `writable_views`.
     """
-    names = {"in_order": _in_order, "misfit": _misfit}
+    names = {"in_order": in_order, "misfit": _misfit}
     return _function(inputs, outputs, "model, inputs, outputs", "return LATER", names)
 
 
@@ -72,7 +74,7 @@ def of_arrays(
     names = {
         "model": model,
         "later": later,
-        "in_order": lambda made, given: _in_order(made, soas(given)),
+        "in_order": lambda made, given: in_order(made, soas(given)),
         "misfit": lambda made, given: _misfit(made, soas(given)),
     }
     return _function(inputs, outputs, "inputs, outputs", "return later(inputs, outputs)", names)
@@ -201,29 +203,16 @@ def _sides(what: str, numbers: range, wrapped: bool, later: str) -> list[str]:
 def _soa(i: int, at: Places, later: str) -> list[str]:
     """How an SoA's memory is imported."""
     return [
-        f"soa_{i}, _ = side_{i}",
-        f"buffer_{i} = soa_{i}.buffer; rows_{i} = soa_{i}.rows",
-        f"if type(buffer_{i}) is not HostBuffer or soa_{i}.capacity != rows_{i}: {later}",
-        f"root_{i} = buffer_{i}.root",
-        f"if not (rows_{i} and root_{i}.flags.writeable): {later}",
-        f"nbytes_{i} = buffer_{i}.nbytes",
-        *at.lines,
-        f"if not ({at.inside}): {later}",
+        *soa_lines(i, at, later),
+        f"if not root_{i}.flags.writeable: {later}",
         f"memory_{i} = from_numpy(buffer_{i}.words)",
     ]
 
 
 def _array(i: int, at: Places, later: str) -> list[str]:
-    """How an array of bytes is imported that owns its memory; of others there is more to see."""
+    """How an array of bytes is imported."""
     return [
-        f"if type(side_{i}) is not tuple or len(side_{i}) != 2: {later}",
-        f"root_{i}, rows_{i} = side_{i}",
-        f"if type(rows_{i}) is not int or not 0 < rows_{i} <= {INT64_MAX}: {later}",
-        f"if type(root_{i}) is not ndarray or root_{i}.dtype is not byte: {later}",
-        f"if root_{i}.strides != (1,) or root_{i}.base is not None: {later}",
-        *at.lines,
-        f"nbytes_{i} = {at.nbytes}",
-        f"if root_{i}.size < nbytes_{i} or not ({at.inside}): {later}",
+        *array_lines(i, at, later),
         f"part_{i} = root_{i} if root_{i}.size == nbytes_{i} else root_{i}[:nbytes_{i}]",
         f"words_{i} = part_{i}.view(word_{i}); flags_{i} = words_{i}.flags",
         f"if not (flags_{i}.aligned and flags_{i}.writeable): {later}",
@@ -244,10 +233,6 @@ def _sorted(values: list[str]) -> list[str]:
     return [f"    {', '.join(values)}, = made if {plain} else in_order(made, outputs)"]
 
 
-def _in_order(made: Any, outputs: list[Pair]) -> list[Any]:
-    return [value for _, _, values in results(made, outputs) for value in values]
-
-
 def _misfit(made: Any, outputs: list[Pair]) -> None:
     """Write what can be written all the same, or raise."""
     found = []
@@ -264,16 +249,14 @@ def _count_write(buffer: HostBuffer) -> None:
 
 
 _NAMES: dict[str, Any] = {
+    **EVENT_NAMES,
     "CHANGED": CHANGED,
-    "HostBuffer": HostBuffer,
     "LATER": LATER,
     "Tensor": torch.Tensor,
-    "byte": np.dtype(np.uint8),
     "check_storage": check_storage,
     "count_write": _count_write,
     "from_numpy": torch.from_numpy,
     "inference_mode": torch.inference_mode,
     "is_inference_mode_enabled": torch.is_inference_mode_enabled,
-    "ndarray": np.ndarray,
     "view": torch.as_strided,
 }

@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 
-from soaview import Layout, SoA, Spec
+from soaview import SoA, Spec
 from soaview.adapter import (
     BatchSize,
     Matches,
     Pair,
     Pairs,
-    Side,
     Target,
     check_copy,
     check_dtype,
     check_model,
     check_writable,
+    event_for,
+    events_for,
     pairs,
     results,
     work,
@@ -85,7 +86,7 @@ def forward(
     array([4., 6.], dtype=float32)
     """
     plain = batch_size is dtype is None and copy is progress is False and callable(model)
-    if plain and at_once(_event(inputs, outputs), model, (inputs,), (outputs,)):
+    if plain and at_once(event_for(_EVENT, of_soas, inputs, outputs), model, (inputs,), (outputs,)):
         return
     check_copy(copy)
     check_model(model)
@@ -93,10 +94,9 @@ def forward(
     name = check_dtype(dtype)
     cast = None if name is None else DTYPE[name]
     task = work(ins, outs, batch_size, progress)
-    if plain and len(ins) + len(outs) > 2:
-        of_layouts = [[(soa.layout, spec) for soa, spec in side] for side in (ins, outs)]
-        if at_once(_made(*of_layouts), model, ins, outs):
-            return
+    several = plain and len(ins) + len(outs) > 2
+    if several and at_once(events_for(_EVENT, of_soas, ins, outs), model, ins, outs):
+        return
     found: Matches[torch.Tensor] = []
     for number in task.batches():
         fits = _run(model, task.inputs_of(number), task.outputs_of(number), copy, cast)
@@ -105,40 +105,7 @@ def forward(
     store(found)
 
 
-def _event(inputs: Any, outputs: Any) -> Callable[..., Any] | None:
-    """The function that is made of the layouts and specs; None where these are not such pairs."""
-    try:
-        soa, spec = inputs
-        out, out_spec = outputs
-    except (TypeError, ValueError):
-        return None
-    if not (type(soa) is type(out) is SoA and type(spec) is type(out_spec) is Spec):
-        return None
-    layout, key = soa.layout, ("torch.event", spec.key, out_spec.key)
-    known: tuple[Layout, Callable[..., Any] | None] | None = layout.plans.get(key)
-    if known is None or known[0] is not out.layout:
-        run = _made([(layout, spec)], [(out.layout, out_spec)])
-        known = layout.plans[key] = out.layout, run  # as hashes of layouts take a while
-    return known[1]
-
-
-def _made(ins: list[Side], outs: list[Side]) -> Callable[..., Any] | None:
-    """Such a function, made once; None where there is none, or it is a mistake."""
-    plans = ins[0][0].plans
-    key = (
-        "torch.events",
-        *(tuple((layout, spec.key) for layout, spec in side) for side in (ins, outs)),
-    )
-    if key not in plans:
-        try:
-            plans[key] = of_soas(ins, outs)
-        except (BufferError, KeyError, TypeError, ValueError):  # the long way says it better
-            plans[key] = None
-    run: Callable[..., Any] | None = plans[key]
-    return run
-
-
-_KEY = "torch.forward"
+_KEY, _EVENT = "torch.forward", "torch.event"
 
 
 def _run(

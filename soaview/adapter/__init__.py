@@ -13,7 +13,7 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | the same | `check_writable`, where memory may have become read-only since |
 | columns in place of others | `check_given`, `tensor_labels` |
 | models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model`, `check_dtype` |
-| the same, event after event | `Side`, `Sides`, `Memories`, `check_sides`, `soas_of` |
+| the same, event after event | `event_for`, `events_for`, `check_sides`, `soas_of`, ... |
 | rows by events | `check_one_given`, `host_offsets`, `check_integers`, ... |
 | runs | `Run`, `runs`, `run_numbers`, `columns_of`, `copy_rows` |
 | the SoA's adapter cache | `keep` |
@@ -43,11 +43,24 @@ from ._forward import (
     results,
     work,
 )
-from ._prepare import Memories, Side, Sides, check_sides, soas_of
+from ._prepare import (
+    EVENT_NAMES,
+    Memories,
+    Side,
+    Sides,
+    array_lines,
+    check_sides,
+    event_for,
+    events_for,
+    in_order,
+    soa_lines,
+    soas_of,
+)
 from ._ragged import check_among_rows, check_integers, check_offsets, check_one_given, host_offsets
 from ._targets import Described, Matches, Target, match, overlaps, parts_of, writable_views
 
 __all__ = [
+    "EVENT_NAMES",
     "INT64_MAX",
     "ITEMSIZE",
     "BatchSize",
@@ -69,6 +82,7 @@ __all__ = [
     "Strided",
     "Target",
     "Work",
+    "array_lines",
     "as_tuple",
     "check_among_rows",
     "check_copy",
@@ -85,9 +99,12 @@ __all__ = [
     "columns_of",
     "compiled",
     "copy_rows",
+    "event_for",
+    "events_for",
     "exact_int",
     "host_array",
     "host_offsets",
+    "in_order",
     "is_dense",
     "keep",
     "match",
@@ -100,6 +117,7 @@ __all__ = [
     "results",
     "run_numbers",
     "runs",
+    "soa_lines",
     "soas_of",
     "tensor_labels",
     "views_or_gathers",

@@ -1,15 +1,25 @@
-"""From SoA to SoA, event after event: what is known before the first one comes."""
+"""From SoA to SoA, event after event: what is known before the first one comes.
+
+An adapter makes one function of an event's layouts and specs, as source text (`places`), for memory
+of the host that is whole. The lines here find out whether this is such memory: `later` is what the
+function does where it is not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
+
+from .._buffer import HostBuffer
+from .._compile import Places
+from .._dtypes import INT64_MAX
 from .._layout import Layout
 from .._soa import SoA
 from .._spec import Spec
 from .._views import spec_hint, views
-from ._forward import Pair
+from ._forward import Pair, Pairs, results
 from ._targets import writable_views
 
 Side = tuple[Layout, Spec]
@@ -109,4 +119,101 @@ def soas_of(what: str, sides: Sequence[Side], given: Any) -> list[Pair]:
             raise TypeError(
                 f"{what}: expected an SoA or a pair (buffer, rows), got {memory!r:.100}"
             )
+    return found
+
+
+EVENT_NAMES = {"HostBuffer": HostBuffer, "byte": np.dtype(np.uint8), "ndarray": np.ndarray}
+"""What the lines of `soa_lines` and `array_lines` name."""
+
+
+def soa_lines(i: int, at: Places, later: str) -> list[str]:
+    """From `side_i`, a pair of an SoA and a spec, to `root_i`, `rows_i` and `nbytes_i`.
+
+    Args:
+        i: number of the side, and suffix of its variables.
+        at: its tensors.
+        later: a statement.
+
+    >>> from soaview import Column
+    >>> from soaview.adapter import places
+    >>> at = places(Layout([Column("x", "float32")]), Spec(x="x"), "_0")
+    >>> soa_lines(0, at, "return LATER")[-1]
+    'if not ((0 + rows_0) * 4 <= nbytes_0): return LATER'
+    """
+    return [
+        f"soa_{i}, _ = side_{i}",
+        f"buffer_{i} = soa_{i}.buffer; rows_{i} = soa_{i}.rows",
+        f"if type(buffer_{i}) is not HostBuffer or soa_{i}.capacity != rows_{i}: {later}",
+        f"if not rows_{i}: {later}",
+        f"root_{i} = buffer_{i}.root",
+        f"nbytes_{i} = buffer_{i}.nbytes",
+        *at.lines,
+        f"if not ({at.inside}): {later}",
+    ]
+
+
+def array_lines(i: int, at: Places, later: str) -> list[str]:
+    """As `soa_lines`, from an array of bytes that owns its memory, and the rows.
+
+    Of other memory there is more to be seen, which `Layout.wrap` does.
+    """
+    return [
+        f"if type(side_{i}) is not tuple or len(side_{i}) != 2: {later}",
+        f"root_{i}, rows_{i} = side_{i}",
+        f"if type(rows_{i}) is not int or not 0 < rows_{i} <= {INT64_MAX}: {later}",
+        f"if type(root_{i}) is not ndarray or root_{i}.dtype is not byte: {later}",
+        f"if root_{i}.strides != (1,) or root_{i}.base is not None: {later}",
+        *at.lines,
+        f"nbytes_{i} = {at.nbytes}",
+        f"if root_{i}.size < nbytes_{i} or not ({at.inside}): {later}",
+    ]
+
+
+def in_order(made: Any, outputs: list[Pair]) -> list[Any]:
+    """What a model gave, in the order of the outputs and of their specs; see `results`."""
+    return [value for _, _, values in results(made, outputs) for value in values]
+
+
+Made = TypeVar("Made")
+Make = Callable[[list[Side], list[Side]], Made | None]
+
+
+def event_for(name: str, make: Make[Made], inputs: Pairs, outputs: Pairs) -> Made | None:
+    """What an adapter makes of an event's layouts and specs, once for all of its kind.
+
+    Args:
+        name: what it is kept under, the adapter's own.
+        make: from the inputs' and outputs' layouts and specs; what it raises the long way says.
+        inputs: as `forward` takes them, a pair or a list.
+        outputs: likewise.
+
+    Returns:
+        None where these are no such pairs, where nothing is made of them, or it is a mistake.
+    """
+    try:
+        soa, spec = inputs
+        out, out_spec = outputs
+    except (TypeError, ValueError):
+        return None
+    if not (type(soa) is type(out) is SoA and type(spec) is type(out_spec) is Spec):
+        return None
+    layout, key = soa.layout, (name, spec.key, out_spec.key)
+    known: tuple[Layout, Made | None] | None = layout.plans.get(key)
+    if known is None or known[0] is not out.layout:
+        found = events_for(name, make, [(soa, spec)], [(out, out_spec)])
+        known = layout.plans[key] = out.layout, found  # as hashes of layouts take a while
+    return known[1]
+
+
+def events_for(name: str, make: Make[Made], inputs: list[Pair], outputs: list[Pair]) -> Made | None:
+    """As `event_for`, of lists of pairs that have been checked."""
+    sides = [[(soa.layout, spec) for soa, spec in side] for side in (inputs, outputs)]
+    keys = (tuple((layout, spec.key) for layout, spec in side) for side in sides)
+    plans, key = sides[0][0][0].plans, (f"{name}s", *keys)
+    if key not in plans:
+        try:
+            plans[key] = make(*sides)
+        except (BufferError, KeyError, TypeError, ValueError):
+            plans[key] = None
+    found: Made | None = plans[key]
     return found
