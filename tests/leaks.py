@@ -12,6 +12,7 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import adapters
@@ -80,6 +81,15 @@ def main(name: str) -> None:
                 continue
             assert not adapter.aliases
 
+    def events() -> Callable[[], object]:
+        prepare = getattr(getattr(adapter, "adapter", None), "prepare", None)
+        if prepare is None:
+            return lambda: None
+        side, rows = (LAYOUT, Spec(x="x")), cycle(range(1, 34))
+        run = prepare(lambda x: x + 1, side, side)
+        own = np.zeros(LAYOUT.nbytes(33), np.uint8)
+        return lambda: run((own, count := next(rows)), (own, count))
+
     with adapter.settings():
         imports = 5 if name == "jax" else 0
         print_growth(views, count // 10 if leaky else count, imports)
@@ -87,6 +97,7 @@ def main(name: str) -> None:
             return
         print_growth(new_memory, count, imports)
         print_growth(lambda: adapter.tensors(empty, spec), count // 10, imports)
+        print_growth(events(), count)
         print_growth(refusals, 33_334 if adapter.aliases else 100)  # inside jit they are traced
     print("end")
 

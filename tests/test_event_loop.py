@@ -7,76 +7,47 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import threading
 import warnings
 import weakref
 
 import numpy as np
-import places
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from ways import (
+    IN,
+    ONE,
+    OUT,
+    A,
+    X,
+    both_ways,
+    filled,
+    locked,
+    own_of_each,
+    pretended,
+    refused,
+    short_of,
+    threads,
+    works,
+)
 
 import soaview_torch
-from soaview import Column, Layout, Scalar, SoA, Spec, Value
-from soaview.adapter import HostBuffer
+from soaview import Column, Layout, Spec, Value
 from soaview_torch import _event, _forward, _prepare, forward, prepare, tensors
 
 NEEDS = ["torch"]
-
-IN = Layout(
-    [Column("x", "float32"), Column("y", "float32"), Column("z", "float32"), Column("k", "int64"),
-     Column("m", "float64", (2, 2)), Scalar("s", "float32")]
-)  # fmt: skip
-OUT = Layout(
-    [Column("a", "float32"), Column("b", "float32"), Column("w", "float64", (2,)),
-     Scalar("n", "float32")]
-)  # fmt: skip
-X, A = Spec(x=["x", "y"]), Spec(a=["a", "b"])
-
-
-def filled(rows, layout=IN):
-    soa = layout.allocate(rows)
-    for number, field in enumerate(layout.fields):
-        key = field.name if field.per_row else Value(field.name)
-        soa[key][...] = np.arange(soa[key].size).reshape(soa[key].shape) + number
-    return soa
 
 
 @pytest.fixture
 def ways(monkeypatch):
     """Run a scenario both ways, from the start; what comes of it, and whether it was at once."""
-    real, did = _event.at_once, []
-
-    def spied(*arguments):
-        did.append(real(*arguments))
-        return did[-1]
-
-    def both(scenario):
-        found = []
-        for at_once in (spied, lambda *arguments: False):
-            for module in (_forward, _prepare):
-                monkeypatch.setattr(module, "at_once", at_once)
-            out, error = OUT.allocate(33), None
-            out.buffer.root[:] = 1
-            try:
-                scenario(filled(33), out)
-            except Exception as raised:
-                error = type(raised), str(raised)
-            assert not torch.is_inference_mode_enabled()
-            found.append((error, out.buffer.root.tobytes()))
-        assert found[0] == found[1]
-        return found[0][0], bool(did and did[-1])
-
-    return both
+    return both_ways(monkeypatch, _event.at_once, [(_forward, "at_once"), (_prepare, "at_once")])
 
 
 def run(model, spec=X, out_spec=A):
     return lambda soa, out: forward(model, (soa, spec), (out, out_spec))
 
 
-ONE = Spec(a="a")
 WRITTEN = {
     "a matrix": run(lambda x: x * 2),
     "a column": run(lambda x: x.sum(1), out_spec=ONE),
@@ -152,13 +123,7 @@ def test_results_are_the_same(ways, what):
 @pytest.mark.parametrize("what", REFUSED)
 def test_refusals_are_the_same(ways, what):
     """What does not fit is refused by the same words, and nothing has been written."""
-    scenario, message = REFUSED[what]
-    error, _ = ways(scenario)
-    assert message in error[1]
-    out = OUT.allocate(33)
-    with pytest.raises(error[0]):
-        scenario(filled(33), out)
-    assert not out.buffer.root.any()
+    refused(ways, *REFUSED[what])
 
 
 def test_what_shares_the_memory(ways):
@@ -205,11 +170,6 @@ def test_memory_of_other_kinds(ways, odd):
     ways(scenario)
 
 
-def pretended(soa):
-    """Memory by the way of a device's."""
-    return places.PretendedMemory().wrap(soa.layout, soa.buffer.root, soa.rows)
-
-
 def test_no_model_runs_without_rows(ways):
     """An event without rows is done at once, however it comes."""
 
@@ -219,11 +179,6 @@ def test_no_model_runs_without_rows(ways):
     run(never)(IN.allocate(0), OUT.allocate(0))
     runs = prepare(never, (IN, X), (OUT, A))
     runs((np.zeros(999, "u1"), 0), (np.zeros(999, "u1"), 0))
-
-
-def short_of(soa):
-    """An SoA over too little memory, which cannot be made by `wrap`."""
-    return SoA(soa.layout, HostBuffer(np.zeros(256, np.uint8), 256, 8), 33, 0, 33)
 
 
 @pytest.mark.parametrize("spec", [Spec(a="q"), Spec(a=["a", "a"]), Spec(a="n"), Spec(a="a", b="a")])
@@ -264,52 +219,7 @@ def test_in_inference_mode(ways):
 
 def test_every_layout_has_its_own(ways):
     """What was made for one layout is not used for another that has the same names."""
-    twin = Layout(OUT.fields[::-1])
-
-    def scenario(soa, out):
-        for layout in (OUT, twin, Layout(OUT.fields), OUT, twin):
-            there = layout.allocate(33)
-            forward(lambda x: (x[:, 0], x[:, 1]), (soa, X), (there, Spec(a="a", b="b")))
-            assert there["b"].tolist() == soa["y"].tolist()
-
-    assert ways(scenario) == (None, True)
-
-
-# Layouts and specs at random
-
-
-NAMES = ["float32", "float64", "int32", "int8", "complex128", "bool"]
-
-
-@st.composite
-def works(draw):
-    """A layout, an input's and an output's spec, rows, and what changes the buffer."""
-    fields = []
-    for number in range(draw(st.integers(1, 6))):
-        dtype = draw(st.sampled_from(NAMES))
-        shape = draw(st.sampled_from([(), (), (2,), (2, 3)]))
-        order = draw(st.sampled_from("CF"))
-        kind = draw(st.integers(0, 5))
-        fields.append(
-            Scalar(f"f{number}", dtype) if not kind else Column(f"f{number}", dtype, shape, order)
-        )
-    layout = Layout(fields, alignment=draw(st.sampled_from([16, 64, 128])))
-
-    def entry(field, single):
-        return Value(field.name) if single and not field.per_row else field.name
-
-    ins = draw(st.lists(st.sampled_from(fields), min_size=1, max_size=4))
-    outs = draw(st.lists(st.sampled_from(fields), min_size=1, max_size=4, unique=True))
-    spec = Spec({f"i{n}": entry(f, draw(st.booleans())) for n, f in enumerate(ins)})
-    out_spec = Spec({f"o{n}": entry(f, True) for n, f in enumerate(outs)})
-    alike = [
-        f.name
-        for f in fields
-        if f.per_row and (f.dtype, f.shape) == (fields[0].dtype, fields[0].shape)
-    ]
-    if fields[0].per_row and draw(st.booleans()):
-        spec = Spec({**spec, "all": alike})
-    return layout, spec, out_spec, draw(st.sampled_from([1, 2, 15, 16, 17, 33, 100]))
+    own_of_each(ways, forward)
 
 
 @settings(max_examples=150, deadline=None)
@@ -419,11 +329,6 @@ def test_what_cannot_be_prepared(inputs, outputs, error, message):
         prepare(None, (IN, X), (OUT, A))
 
 
-def locked(array):
-    array.flags.writeable = False
-    return array
-
-
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
@@ -500,21 +405,5 @@ def test_what_has_no_function_of_its_own():
 
 def test_threads_on_one_function():
     """What was made once is used by all of them at a time."""
-    runs, errors = prepare(lambda x: x * 2, (IN, X), (OUT, A)), []
-
-    def work(rows):
-        try:
-            for _ in range(200):
-                soa, out = filled(rows), OUT.allocate(rows)
-                runs((soa.buffer.root.copy(), rows), out)
-                assert (out["b"] == soa["y"] * 2).all()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(rows,)) for rows in (3, 33, 100)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    threads(prepare(lambda x: x * 2, (IN, X), (OUT, A)))
     assert soaview_torch.prepare is prepare

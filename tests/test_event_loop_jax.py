@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from unittest import mock
 
 import jax
@@ -11,7 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from test_event_loop import IN, ONE, OUT, A, X, filled, locked, pretended, short_of, works
+from ways import (
+    IN,
+    ONE,
+    OUT,
+    A,
+    X,
+    both_ways,
+    filled,
+    locked,
+    own_of_each,
+    pretended,
+    refused,
+    short_of,
+    threads,
+    works,
+)
 
 import soaview_jax
 from soaview import Column, Layout, Spec, Value
@@ -24,27 +38,7 @@ NEEDS = ["torch", "jax"]
 @pytest.fixture
 def ways(monkeypatch):
     """Run a scenario both ways, from the start; what comes of it, and whether it was at once."""
-    real, did = _forward._at_once, []
-
-    def spied(*arguments):
-        did.append(real(*arguments))
-        return did[-1]
-
-    def both(scenario):
-        found = []
-        for at_once in (spied, lambda *arguments: False):
-            monkeypatch.setattr(_forward, "_at_once", at_once)
-            out, error = OUT.allocate(33), None
-            out.buffer.root[:] = 1
-            try:
-                scenario(filled(33), out)
-            except Exception as raised:
-                error = type(raised), str(raised)
-            found.append((error, out.buffer.root.tobytes()))
-        assert found[0] == found[1]
-        return found[0][0], bool(did and did[-1])
-
-    return both
+    return both_ways(monkeypatch, _forward._at_once, [(_forward, "_at_once")])
 
 
 def run(fn, spec=X, out_spec=A):
@@ -92,13 +86,7 @@ def test_results_are_the_same(ways, what):
 @pytest.mark.parametrize("what", REFUSED)
 def test_refusals_are_the_same(ways, what):
     """What does not fit is refused by the same words, and nothing has been written."""
-    scenario, message = REFUSED[what]
-    error, _ = ways(scenario)
-    assert message in error[1]
-    out = OUT.allocate(33)
-    with pytest.raises(error[0]):
-        scenario(filled(33), out)
-    assert not out.buffer.root.any()
+    refused(ways, *REFUSED[what])
 
 
 def test_64_bit_types(ways):
@@ -221,15 +209,7 @@ def test_what_cannot_be_written(ways, spec):
 
 def test_every_layout_has_its_own(ways):
     """What was made for one layout is not used for another that has the same names."""
-    twin = Layout(OUT.fields[::-1])
-
-    def scenario(soa, out):
-        for layout in (OUT, twin, Layout(OUT.fields), OUT, twin):
-            there = layout.allocate(33)
-            forward(lambda x: (x[:, 0], x[:, 1]), (soa, X), (there, Spec(a="a", b="b")))
-            assert there["b"].tolist() == soa["y"].tolist()
-
-    assert ways(scenario) == (None, True)
+    own_of_each(ways, forward)
 
 
 def test_what_was_compiled_goes_with_the_function():
@@ -400,21 +380,5 @@ def test_what_an_event_cannot_be(inputs, error, message):
 
 def test_threads_on_one_function():
     """What was made once is used by all of them at a time."""
-    runs, errors = prepare(lambda x: x * 2, (IN, X), (OUT, A)), []
-
-    def work(rows):
-        try:
-            for _ in range(100):
-                soa, out = filled(rows), OUT.allocate(rows)
-                runs((soa.buffer.root.copy(), rows), out)
-                assert (out["b"] == soa["y"] * 2).all()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(rows,)) for rows in (3, 33, 100)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    threads(prepare(lambda x: x * 2, (IN, X), (OUT, A)))
     assert soaview_jax.prepare is prepare
