@@ -29,7 +29,7 @@ from soaview.adapter import (
 
 from ._event import CHANGED, at_once, of_soas
 from ._memory import DTYPE, Import, is_plain
-from ._tensors import Prepared, copies, prepare, tensors
+from ._tensors import Maker, copies, maker_of, tensors
 from ._write import matched, store, targets_of
 
 
@@ -155,10 +155,10 @@ def _given(soa: SoA, spec: Spec, copy: bool | None) -> tuple[list[torch.Tensor],
     """
     if copy is True:
         return tensors(soa, spec, copy=True), None
-    known: Prepared | None = soa.adapter_cache.get((_KEY, spec.key, False))
+    known: Maker | None = soa.adapter_cache.get((_KEY, spec.key, False))
     if known is None or not known[1].as_imported():
         try:
-            known = prepare(soa, spec, False, _KEY)
+            known = maker_of(soa, spec, False, _KEY)
         except BufferError:
             if copy is False:
                 raise

@@ -56,14 +56,14 @@ def tensors(
     if copy is not False:
         return copies(soa, spec, copy, padded)
     try:
-        known: Prepared | None = soa.adapter_cache.get(("torch", spec.key, padded))
+        known: Maker | None = soa.adapter_cache.get(("torch", spec.key, padded))
     except (AttributeError, TypeError):  # no SoA, or no spec of it: what follows says so
         known = None
     if known is None or known[0] is not padded or not known[1].as_imported():
         made = _of_new_memory(soa, spec) if padded is False else None
         if made is not None:
             return made
-        known = prepare(soa, spec, padded)
+        known = maker_of(soa, spec, padded)
     _, memory, calls = known
     if memory.wait is not None:
         memory.wait()
@@ -85,14 +85,14 @@ def _of_new_memory(soa: SoA, spec: Spec) -> list[torch.Tensor] | None:
     return None if run is None else run(soa, import_of)
 
 
-Prepared = tuple[bool, Import, list[tuple[Any, ...]]]
+Maker = tuple[bool, Import, list[tuple[Any, ...]]]
 """What makes an SoA's tensors again and again.
 
 Whether they have the padded rows, the memory, and the arguments of `torch.as_strided` for each.
 """
 
 
-def prepare(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> Prepared:
+def maker_of(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> Maker:
     """What makes the spec's tensors, kept under the key.
 
     That has an import of the memory, and so a count of writes, of its own.
@@ -100,7 +100,7 @@ def prepare(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> Prepared:
     # What is imported in inference mode could never take part in a backward pass.
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
-            return prepare(soa, spec, padded, key)
+            return maker_of(soa, spec, padded, key)
     found = resolve(soa, spec, padded=padded)
     buffer = soa.buffer
     if buffer.readonly and not buffer.piecewise:

@@ -195,7 +195,7 @@ def test_new_memory_is_imported_in_one_step(monkeypatch):
     for rows in (1, 31, 1000):
         memory, _ = filled(layout, rows)
         with monkeypatch.context() as patch:
-            patch.setattr(_tensors, "prepare", None)
+            patch.setattr(_tensors, "maker_of", None)
             soa = layout.wrap(memory, rows)
             once = tensors(soa, spec)
         again = tensors(soa, spec)
@@ -218,13 +218,13 @@ def test_what_goes_the_long_way(monkeypatch):
     memory, _ = filled(layout, 40)
     frozen = memory.copy()
     frozen.flags.writeable = False
-    asked, prepare = [], _tensors.prepare
+    asked, maker_of = [], _tensors.maker_of
 
     def note(*given):
         asked.append(given)
-        return prepare(*given)
+        return maker_of(*given)
 
-    monkeypatch.setattr(_tensors, "prepare", note)
+    monkeypatch.setattr(_tensors, "maker_of", note)
     soa = layout.wrap(memory, 40)
     tensors(soa, spec)
     assert not asked
