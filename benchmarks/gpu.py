@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10**8, help="rows at most")
     chosen = parser.parse_args()
     device = torch.empty(0, device=chosen.device).device
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("torch sees no GPU here; --device cpu runs it without one")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
     print(f"{name}, torch {torch.__version__}, numpy {np.__version__}\n")
     print("| rows | view, us | stack / view | with model: stack / view | host / view "

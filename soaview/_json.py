@@ -32,6 +32,8 @@ def field_to_dict(field: Column | Scalar) -> dict[str, Any]:
 
 def fields_from_dict(description: Any) -> tuple[list[Column | Scalar], Any]:
     """The fields that a layout's description names, and its alignment, which is not checked."""
+    if isinstance(description, Mapping) and "blocks" in description:
+        raise ValueError("this describes Blocks, and not one layout: Blocks.from_json reads it")
     top = check_keys("the layout", description, {"fields"}, {"alignment"})
     if not isinstance(top["fields"], (list, tuple)):
         raise TypeError(f"the layout's fields must be a list, got {top['fields']!r:.60}")

@@ -88,7 +88,10 @@ def assign(soa: SoA, entry: Entry, given: Any) -> None:
 def _columns_of(table: Any) -> str:
     """How to pass a table's columns, by what it has."""
     if isinstance(table, SoA):
-        return "; copy.deepcopy(soa) copies one, and dict(soa) has its columns"
+        return (
+            "; copy.deepcopy(soa) copies one, soa[a:b] has some of its rows, and dict(soa) its "
+            "columns, in which a scalar is a value for each row: put soa[Value(name)] in its place"
+        )
     if hasattr(table, "column_names"):
         return "; pass its columns, dict(zip(table.column_names, table.columns))"
     if hasattr(table, "get_columns"):

@@ -117,7 +117,8 @@ def _check_alike(tensor: str, one: Column | Scalar, other: Column | Scalar) -> N
         if a != b:
             raise ValueError(
                 f"{_at(tensor)}its columns need one {what}, but {one.name!r} has {a} and "
-                f"{other.name!r} has {b}; take them apart"
+                f"{other.name!r} has {b}; take them apart: torch.cat, "
+                f"np.concatenate and jax.numpy.concatenate join what they give"
             )
 
 

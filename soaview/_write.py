@@ -13,6 +13,12 @@ from ._views import Gather, View, views_or_gathers
 
 def check_writable(soa: SoA) -> None:
     """Raise where the memory is read-only."""
+    if soa.readonly and soa.buffer.piecewise:
+        raise BufferError(
+            "JAX made this SoA: its columns are XLA's, read-only, and cannot be written to; "
+            "copy.deepcopy(soa) is one that can, and soaview_jax.update gives one with other "
+            "columns"
+        )
     if soa.readonly:
         raise BufferError(
             "the SoA's memory is read-only and cannot be written to; wrap memory that can: "

@@ -258,6 +258,7 @@ BAD_DICTS = [
     ({"fields": [GOOD], "alignment": None}, TypeError, "alignment must be an integer"),
     ({"fields": [GOOD], "alignment": 3}, ValueError, "power of two"),
     ({"fields": [GOOD, GOOD]}, ValueError, "'x' stands twice"),
+    ({"blocks": {"a": {"fields": [GOOD]}}}, ValueError, "describes Blocks.*Blocks.from_json reads"),
     ({"fields": [GOOD] * 65_537}, ValueError, "65537 fields are too many"),
     ({"fields": ["x"]}, TypeError, "field number 0 must be a mapping"),
     ({"fields": [GOOD, None]}, TypeError, "field number 1 must be a mapping"),

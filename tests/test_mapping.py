@@ -352,3 +352,16 @@ def test_plans_live_with_their_layout():
     assert layout.plans[first.key, False, False] is kept
     assert run_numbers(layout) is run_numbers(layout)
     assert run_numbers(layout) == {"x": 0, "y": 0}
+
+
+def test_an_soa_is_no_mapping_of_arrays_to_pack():
+    """Its refusal tells how its columns are packed, and that is right when followed."""
+    layout = Layout([Column("x", "float32"), Scalar("n", "int32")])
+    soa = layout.pack({"x": np.arange(3, dtype="f4"), "n": 7})
+    with pytest.raises(TypeError, match=r"dict\(soa\).*soa\[Value\(name\)\] in its place"):
+        layout.pack(soa)
+    again = layout.pack({**dict(soa), "n": soa[Value("n")]})
+    assert (again["x"].tolist(), int(again[Value("n")])) == ([0, 1, 2], 7)
+    mask = soa["x"] > 0
+    some = layout.pack({**{n: c[mask] for n, c in soa.items()}, "n": soa[Value("n")]})
+    assert some["x"].tolist() == [1, 2]
