@@ -37,6 +37,7 @@ from soaview.adapter import (
 )
 
 from ._arrays import arrays
+from ._leaves import is_array
 from ._pytree import from_leaves
 from ._settings import INT32_MAX, NARROW, x64
 from ._write import matched, store, targets_of
@@ -134,17 +135,15 @@ def _function(
     else:
         plain = f"type(made) is tuple and len(made) == {len(values)}"
         lines.append(f"{', '.join(values)}, = made if {plain} else in_order(made, outputs)")
-    for n, value in enumerate(values):
-        lines += [
-            f"if not isinstance({value}, Array): return misfit(made, outputs)",
-            f"array_{n} = asarray({value})",
-        ]
     fits = [
-        f"array_{n}.shape == target_{n}.shape and array_{n}.dtype == target_{n}.dtype"
-        for n in range(len(values))
+        f"is_array({value}) and {value}.shape == target_{n}.shape"
+        f" and {value}.dtype == target_{n}.dtype"
+        for n, value in enumerate(values)
     ]
+    lines.append(f"if not ({' and '.join(fits)}): return misfit(made, outputs)")
+    lines += [f"array_{n} = asarray({value})" for n, value in enumerate(values)]
     writable = [f"root_{i}.flags.writeable" for i in outs]
-    lines.append(f"if not ({' and '.join([*fits, *writable])}): return misfit(made, outputs)")
+    lines.append(f"if not ({' and '.join(writable)}): return misfit(made, outputs)")
     if len(values) > 1:  # NumPy minds what overlaps, but not what the write before it has changed
         for array in arrays_:
             shared = " or ".join(f"may_share_memory({array}, root_{i})" for i in outs)
@@ -215,6 +214,7 @@ _NAMES: dict[str, Any] = {
     "Array": jax.Array,
     "LATER": LATER,
     "asarray": np.asarray,
+    "is_array": is_array,
     "may_share_memory": np.may_share_memory,
     "x64": x64,
 }

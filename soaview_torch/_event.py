@@ -108,7 +108,12 @@ def _function(
             same = dtype == words.name
             lines.append(f"{dtype}_{i} = memory_{i}" + ("" if same else f".view({dtype})"))
     for i in outs:
-        lines += [f"at_{i} = memory_{i}.data_ptr()", f"if not at_{i}: {later}"]
+        lines += [  # in fake tensors and transforms there is no real memory
+            f"if type(memory_{i}) is not Tensor: {later}",
+            f"try: at_{i} = memory_{i}.data_ptr()",
+            f"except RuntimeError: at_{i} = 0",
+            f"if not at_{i}: {later}",
+        ]
         for j in range(outs[0], i):  # the same columns may stand in two of them
             one, other = f"at_{i} < at_{j} + nbytes_{j}", f"at_{j} < at_{i} + nbytes_{i}"
             lines.append(f"if {one} and {other}: {later}")

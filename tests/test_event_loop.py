@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from torch._subclasses.fake_tensor import FakeTensorMode
 from ways import (
     IN,
     ONE,
@@ -110,6 +111,26 @@ def frozen(out):
         return x
 
     return model
+
+
+def in_fake_tensors(soa, out):
+    with FakeTensorMode():
+        run(lambda x: x)(soa, out)
+
+
+def in_transform(transform):
+    def scenario(soa, out):
+        transform(lambda w: (run(lambda x: x * w)(soa, out), w.sum())[1])(torch.ones(2))
+
+    return scenario
+
+
+REFUSED |= {
+    "in fake tensors": (in_fake_tensors, "no tensor of real memory"),
+    "in torch.func.grad": (in_transform(torch.func.grad), "no tensor of real memory"),
+    "in torch.func.functionalize": (in_transform(torch.func.functionalize), "of real memory"),
+    "in torch.func.vmap": (in_transform(torch.func.vmap), "outside of torch.func transforms"),
+}
 
 
 @pytest.mark.parametrize("what", WRITTEN)

@@ -65,6 +65,15 @@ REFUSED = {
     "three of two": (run(lambda x: (x[:, 0],) * 3, out_spec=Spec(a="a", b="b")), "gave 3 tensors"),
     "an error": (run(lambda x: x @ x), "dot_general"),
     "made read-only": (lambda soa, out: forward(frozen(out), (soa, X), (out, A)), "read-only"),
+    "a key": (run(lambda x: jax.random.key(0), out_spec=ONE), "got dtype key<fry>"),
+    "inside of jit": (
+        lambda soa, out: jax.jit(lambda w: run(lambda x: x * w)(soa, out))(jnp.ones(2)),
+        "is traced: write outside of jit",
+    ),
+    "inside of grad": (
+        lambda soa, out: jax.grad(lambda w: run(lambda x: x * w)(soa, out))(jnp.ones(2)),
+        "is traced: write outside of jit",
+    ),
     "64 bits": (run(lambda m: m, Spec(m="m"), ONE), "64-bit types switched off"),
 }
 
