@@ -100,7 +100,7 @@ def main(name: str) -> None:
             return
         print_growth(new_memory, count, imports)
         print_growth(lambda: adapter.tensors(empty, spec), count // 10, imports)
-        print_growth(events(), count)
+        print_growth(events(), count // 10)
         print_growth(refusals, 33_334 if adapter.aliases else 100)  # inside jit they are traced
     print("end")
 
