@@ -133,11 +133,11 @@ def stays(item):
     if not hasattr(item, "callspec"):
         return 1
     if item.path.name != "test_conformance.py":
-        return 4 if {"jax", "jit"} & needed(item.path) else 1  # XLA compiles for most of them
+        return 10 if {"jax", "jit"} & needed(item.path) else 1  # XLA compiles for most of them
     name, adapter = item.originalname, under_test(item)
     if "jit" in adapter or ("jax" in adapter and name == "test_forward"):
-        return 13  # for each of them XLA compiles
-    return 4 if "case" in item.callspec.params else 1
+        return 37  # for each of them XLA compiles
+    return 12 if "case" in item.callspec.params else 1
 
 
 @pytest.hookimpl(tryfirst=True)

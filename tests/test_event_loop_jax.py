@@ -252,6 +252,7 @@ def test_many_row_counts(monkeypatch):
     assert counts == [1, 2, 3, 1]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(works())
 def test_random_work_both_ways(work):

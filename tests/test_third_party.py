@@ -63,6 +63,7 @@ class StrictAdapter(NumPyAdapter):
         return super().strides(self.to_numpy(tensor))
 
 
+@pytest.mark.slow
 def test_the_strict_reference_conforms(run_python):
     """All of the suite passes, and nothing of it is skipped."""
     pytest.importorskip("array_api_strict")
