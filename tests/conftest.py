@@ -153,7 +153,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def _short_collections():
-    """Let what is there already stay out of the garbage collections of a file's tests."""
+    """Let what is there already stay out of the garbage collections of a file's tests.
+
+    And let there be fewer than by default: tracing and compiling make many objects that live on.
+    """
+    gc.set_threshold(20_000, 20, 50)
     gc.collect()
     gc.freeze()
 

@@ -62,7 +62,7 @@ def print_growth(call: Callable[[], object], count: int, imports: int = 0) -> No
 def main(name: str) -> None:
     name, leaky = name.removeprefix("leaky-"), name.startswith("leaky-")
     adapter = adapters.load(name)
-    count = 200_000 if name == "torch" else 20_000  # the others' calls take longer
+    count = 100_000 if name == "torch" else 10_000  # the others' calls take longer
     spec = Spec(x="x", y="y", z="z", one=["y"], gap="gap")  # five views a call
     soa, empty = LAYOUT.allocate(33), LAYOUT.allocate(0)
     memory = np.zeros(LAYOUT.nbytes(33) + 64, np.uint8)

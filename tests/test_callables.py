@@ -234,6 +234,7 @@ def test_a_methods_function_may_go_first():
     assert places.soon(lambda: len(_COMPILED._found) == before)
 
 
+@pytest.mark.slow
 def test_functions_without_weak_references():
     """They are told apart, too; what was compiled for them is kept."""
 

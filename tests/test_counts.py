@@ -112,6 +112,7 @@ def test_counts_of_other_libraries():
     assert mask(filled(33), Count()).sum() == 7
 
 
+@pytest.mark.slow
 def test_bad_traced_counts():
     """A traced count is one integer."""
     for count in (jnp.float32(1), jnp.arange(3), jnp.bool(True)):
@@ -186,6 +187,7 @@ def test_offsets_of_every_dtype(dtype, wide):
             np.testing.assert_array_equal(found, late)
 
 
+@pytest.mark.slow
 def test_traced_counts_whose_sum_is_beyond_32_bits():
     """They are not checked, but no event begins anew among the rows."""
     soa = Layout([Column("x", "int8")]).allocate(1_000_000)

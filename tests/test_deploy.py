@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import soaview_jax
 import soaview_torch
@@ -87,14 +86,14 @@ def test_script(example):
     check(example, torch.jit.script(networks(example)[0]))
 
 
-@pytest.mark.slow_but_every(5)
+@pytest.mark.slow
 def test_trace(example):
     """`torch.jit.trace`, with an example of another row count."""
     model = torch.jit.trace(networks(example)[0], tuple(given(example, 50)))
     check(example, model)
 
 
-@pytest.mark.slow_but_every(5)
+@pytest.mark.slow
 def test_export(example):
     """`torch.export`, with an example of another row count."""
     tensors = given(example, 50)
@@ -104,9 +103,11 @@ def test_export(example):
     check(example, program.module())
 
 
-@pytest.mark.slow_but_every(5)
+@pytest.mark.slow
 def test_compile(example):
     """`torch.compile`: other row counts and pitches are compiled for once, not again and again."""
+    from torch._dynamo.testing import CompileCounterWithBackend  # 4 s, for this test alone
+
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     check(

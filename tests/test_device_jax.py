@@ -143,6 +143,7 @@ def elsewhere(monkeypatch):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 def test_results_are_brought_home():
     """An SoA on the host is written from wherever the results are: by `forward` and `write`."""
@@ -210,6 +211,7 @@ def test_no_rows_are_where_the_others_are(entry):
         assert len(found) == 0
 
 
+@pytest.mark.slow
 def test_arrays_stay_with_their_soa():
     """Of JAX's devices on the host, all of an SoA is on one: its arrays, copies, and updates."""
     soa, there = LAYOUT.allocate(64), jax.devices()[1]

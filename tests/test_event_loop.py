@@ -141,7 +141,11 @@ def test_results_are_the_same(ways, what):
     assert at_once
 
 
-@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize(
+    "what",
+    # Fake tensors take 2 s to import.
+    [pytest.param(name, marks=[pytest.mark.slow] * ("fake" in name)) for name in REFUSED],
+)
 def test_refusals_are_the_same(ways, what):
     """What does not fit is refused by the same words, and nothing has been written."""
     refused(ways, *REFUSED[what])

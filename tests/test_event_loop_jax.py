@@ -98,6 +98,7 @@ def test_refusals_are_the_same(ways, what):
     refused(ways, *REFUSED[what])
 
 
+@pytest.mark.slow
 def test_64_bit_types(ways):
     """Where they are switched on they go at once, and where they are not the long way knows why."""
     everything = run(
@@ -176,6 +177,7 @@ def test_xla_is_given_what_the_spec_needs(monkeypatch):
     assert shapes == [(1, 64), (1, 64)]
 
 
+@pytest.mark.slow
 def test_without_compiling(ways):
     """Where JAX is told to run operations one by one, the same comes out."""
     layout = Layout([Column(name, "float32") for name in "abcd"])
@@ -216,6 +218,7 @@ def test_what_cannot_be_written(ways, spec):
     prepare(never, (IN, X), (OUT, A))((np.zeros(999, "u1"), 0), (np.zeros(999, "u1"), 0))
 
 
+@pytest.mark.slow
 def test_every_layout_has_its_own(ways):
     """What was made for one layout is not used for another that has the same names."""
     own_of_each(ways, forward)

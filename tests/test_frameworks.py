@@ -102,6 +102,7 @@ def of_a_device(rows):
     return places.PretendedMemory().wrap(layout, memory, rows), memory
 
 
+@pytest.mark.slow
 def test_a_device_is_an_argument_of_jit():
     """Its columns are JAX's imports of torch's views; nothing is copied, and slices work."""
     soa, _ = of_a_device(1000)
@@ -141,6 +142,7 @@ def test_donation_never_writes_memory_of_a_device(make):
     assert soaview_jax.arrays(soa, spec)[0][7] == 7
 
 
+@pytest.mark.slow
 def test_one_writes_on_a_device_and_the_other_reads():
     """JAX's arrays are written into memory that torch owns, where it is."""
     soa, _ = of_a_device(64)
@@ -162,6 +164,7 @@ def test_one_writes_on_a_device_and_the_other_reads():
     assert not d.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["columns", "results"])
 def test_what_comes_from_the_soa_is_read_before_it_is_written(what):
     """Also while JAX is still busy: neither swapped columns nor pending results are falsified."""
@@ -348,7 +351,7 @@ REFUSALS = {
 }
 
 
-@pytest.mark.slow_but_every(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_refusals_take_time_in_proportion(refusal):
     """Ten times as many fields take some ten times as long to refuse, not a hundred times."""

@@ -148,6 +148,7 @@ def test_read_only_mappings(tmp_path):
     assert places.soon(lambda: places.unheld(memory.close))
 
 
+@pytest.mark.slow
 def test_lifetime_of_a_running_computation():
     """The memory outlives a computation that was started on it."""
     layout = Layout([Column("x", "float32")])

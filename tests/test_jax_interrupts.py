@@ -91,7 +91,7 @@ DOES = {
 UNTOUCHED = {(on_the_host, name) for name in ("jit", "update", "to", "arrays")}
 
 
-@pytest.mark.slow_but_every(7)
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [on_a_device, on_the_host])
 @pytest.mark.parametrize("name", DOES)
 def test_an_interrupt_stays_one(how, name, monkeypatch):

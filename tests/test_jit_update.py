@@ -79,7 +79,7 @@ CHANGES = {"x": Spec(t="x"), "b": Spec(t="b"), "h": Spec(t="h"), "i": Spec(t="i"
 CHANGES |= {"n": Spec(t=Value("n")), "s": Spec(t=Value("t"))}
 
 
-@pytest.mark.slow_but_every(16)
+@pytest.mark.slow_but_every(32)
 @pytest.mark.parametrize("name", [*CHANGES, "d", "w"])
 @pytest.mark.parametrize("jitted", ["jit", "donated", "vmap", "eagerly"])
 def test_padding_is_no_value(name, jitted):
@@ -198,6 +198,7 @@ def test_update_of_columns_in_several_leaves():
         np.testing.assert_array_equal(made[name], value[:, number])
 
 
+@pytest.mark.slow
 def test_many_scattered_columns():
     """Hundreds of columns in any order are one gather, and put back by few updates."""
     names = [f"c{i}" for i in range(400)]
@@ -299,6 +300,7 @@ def test_all_copies_of_an_eager_update_are_waited_for(monkeypatch):
     assert {id(leaf) for leaf in (*copied[:1], *made.buffer.leaves)} <= set(waited)
 
 
+@pytest.mark.slow
 def test_an_eager_update_of_gradients():
     """Fields without a gradient stay without one."""
     soa = filled(33)
@@ -309,6 +311,7 @@ def test_an_eager_update_of_gradients():
         made["k"]
 
 
+@pytest.mark.slow
 def test_an_eager_update_with_traced_values():
     """Inside jit, of an SoA that the function has closed over, it is one of that time."""
     soa = filled(33)

@@ -95,7 +95,7 @@ def test_a_wrong_lifetime_is_seen(wrong, monkeypatch):
 @pytest.mark.x64
 def test_threads(adapter):
     """Eight threads take tensors at once, half of them of one SoA: all right, all let go."""
-    rounds = 10_000
+    rounds = 3_000
     soa, expected = wrapped(LAYOUT, 33)
     gone = weakref.ref(soa.buffer.root.base)
     specs = [Spec({f"t{n}": "x", "y": "y"} if n % 2 else {"x": ["x"]}) for n in range(8)]

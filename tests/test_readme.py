@@ -41,6 +41,7 @@ def test_the_code_about_traps_runs(tmp_path, monkeypatch):
     assert count == 11
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("page", ["README.md", "docs/traps.md"])
 def test_the_code_runs_where_jax_has_a_gpu(page, tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def test_one_compilation_for_many_row_counts(mode):
     assert sorted(fn.shapes) == [(capacity, 2) for capacity in capacities]
 
 
-@pytest.mark.slow_but_every(5)
+@pytest.mark.slow_but_every(20)
 @pytest.mark.parametrize("case", [c for c in CASES if c.has_rows], ids=str)
 def test_every_entry(case):
     """Of every dtype, as it is: slices, read-only memory, and what no single view covers."""

@@ -191,6 +191,7 @@ def test_views_are_not_sent():
                 copied(part)
 
 
+@pytest.mark.slow
 def test_to_another_process():
     """An SoA is an argument and a result of a function that another process runs."""
     soa, _ = wrapped(layout_of("float32", "int8"), 1000)
@@ -206,7 +207,7 @@ def doubled(soa):
     return soa
 
 
-@pytest.mark.slow_but_every(4)
+@pytest.mark.slow
 @pytest.mark.aliasing
 def test_shared_memory(adapter):
     """Memory shared by two processes: what one of them writes, the other one's tensors show."""

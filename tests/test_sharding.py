@@ -81,7 +81,7 @@ def taken(sharding, rows, uneven):
     return dict(zip(spec, found, strict=True))
 
 
-@pytest.mark.slow_but_every(46)
+@pytest.mark.slow_but_every(92)
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 33, 1000])
 def test_jit_under_the_mesh(sharding, entry, rows):
@@ -135,7 +135,7 @@ def test_64_bit_columns_are_carried(sharding):
     assert host[Value("w")] == -1
 
 
-@pytest.mark.slow_but_every(18)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x", "b", "n"])
 @pytest.mark.parametrize("rows", [1000, 1024, 40])
 def test_padding_is_no_value_under_the_mesh(sharding, name, rows):
@@ -196,6 +196,7 @@ def test_padding_that_devices_do_not_divide(sharding):
     np.testing.assert_array_equal(jax.jit(change)(to(soa, sharding)), wanted)
 
 
+@pytest.mark.slow
 def test_arrays_over_two_devices():
     """Outside of jit they are copies, on the devices over which the SoA is split."""
     mesh = jax.make_mesh((2,), ("rows",), (AxisType.Auto,), devices=jax.devices()[:2])
@@ -346,6 +347,7 @@ def test_only_one_soa_is_placed(sharding):
         assert jax.jit(lambda: arrays(placed, Spec(x="x"))[0].sum())() == 0
 
 
+@pytest.mark.slow
 def test_two_axes_of_a_mesh():
     """Rows may be split over several axes of a mesh, or over one of them, or none."""
     soa, expected = wrapped(LAYOUT, 1000)

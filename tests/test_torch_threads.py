@@ -118,6 +118,7 @@ def test_threads_share_one_count_of_writes(switching):
         assert counted_together(soa, found)
 
 
+@pytest.mark.slow
 def test_threads_share_memory_that_is_imported_anew(switching):
     """When torch has moved its storage, all threads get the same new import."""
     for _ in range(50):
@@ -137,6 +138,7 @@ def test_threads_share_the_tensor_of_a_dtype():
     assert memory["float16"] is memory.__missing__("float16")
 
 
+@pytest.mark.slow
 def test_threads_leave_a_graph_together(switching):
     """When a graph was written into the memory, all threads leave it, and count on together."""
     for _ in range(50):

@@ -50,7 +50,7 @@ RERUN = {
 }
 
 
-@pytest.mark.slow_but_every(30)
+@pytest.mark.slow_but_every(60)
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("how", RERUN)
 @pytest.mark.parametrize("part", [slice(None), slice(3, 36)], ids=["whole", "slice"])
