@@ -1,10 +1,10 @@
 """From SoA to SoA: `python benchmarks/inference.py`.
 
-The five networks of `examples`, and one that begins with a normalization:
-`forward` against what people write: a stack of the columns for each tensor, the model, and an
-assignment for each column of the results (the columns' NumPy views are ready beforehand); and
-against the model alone, on contiguous tensors that are ready. All run interleaved, round by round,
-in one process; a ratio is that of the medians. Arguments name networks; `--most N` ends earlier.
+The networks of `examples`. `forward` against what people write: a stack of the columns for each
+tensor, the model, and an assignment for each column of the results (the columns' NumPy views are
+ready beforehand); and against the model alone, on contiguous tensors that are ready. For the one
+that begins with a normalization, its form by features, too. All run interleaved, round by round, in
+one process; a ratio is that of the medians. Arguments name networks; `--most N` ends earlier.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import soaview_jax
 import soaview_torch
-from soaview import Column, Layout, SoA, Spec
+from soaview import SoA, Spec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 NETWORKS = [
@@ -36,35 +36,6 @@ NETWORKS = [
     "norm_first",
 ]
 LARGEST = {"tiny_resnet": 10**4}
-
-
-class NormFirst:
-    """A normalization, then a dense layer, on 16 columns: what strides could cost."""
-
-    names = tuple(f"x{i}" for i in range(16))
-    layout = Layout([Column(name, "float32") for name in names])
-    result = Layout([Column("y", "float32")])
-
-    @staticmethod
-    def Net() -> torch.nn.Module:  # noqa: N802 - as the examples have it
-        return torch.nn.Sequential(torch.nn.BatchNorm1d(16), torch.nn.Linear(16, 1))
-
-    @staticmethod
-    def net(weights: dict[str, Any], x: Any) -> Any:
-        mean, variance = weights["0.running_mean"], weights["0.running_var"]
-        x = (x - mean) / jax.numpy.sqrt(variance + 1e-5) * weights["0.weight"] + weights["0.bias"]
-        return x @ weights["1.weight"].T + weights["1.bias"]
-
-    @classmethod
-    def event(cls, rows: int) -> Any:
-        soa, random = cls.layout.allocate(rows), np.random.default_rng(rows)
-        for name in cls.names:
-            soa[name][:] = random.normal(size=rows)
-        return (soa, Spec(x=cls.names)), (cls.result.allocate(rows), Spec(y=["y"]))
-
-
-def network(name: str) -> Any:
-    return NormFirst if name == "norm_first" else importlib.import_module(name)
 
 
 def sources(soa: SoA, spec: Spec) -> list[list[np.ndarray]]:
@@ -124,8 +95,8 @@ def ways(example: Any, rows: int) -> dict[str, dict[str, Callable[[], object]]]:
     model, function = importlib.import_module("both").networks(example)
     jitted, assign = jax.jit(function), assigned(out, spec)
     by_numpy = [gathered(*pair) for pair in pairs]
-    by_torch = [stacked(*pair) for pair in pairs]
-    ready = [t for make in by_torch for t in make()]
+    stacks = [stacked(*pair) for pair in pairs]
+    ready = [t for make in stacks for t in make()]
     arrays = [jax.numpy.array(t.numpy()) for t in ready]
 
     def alone() -> None:
@@ -138,16 +109,20 @@ def ways(example: Any, rows: int) -> dict[str, dict[str, Callable[[], object]]]:
 
     def torch_stack() -> None:
         with torch.inference_mode():
-            assign(model(*[t for make in by_torch for t in make()]))
+            assign(model(*[t for make in stacks for t in make()]))
 
+    by_torch: dict[str, Callable[[], object]] = {
+        "soaview": lambda: soaview_torch.forward(model, inputs, (out, spec)),
+        "copy=True": lambda: soaview_torch.forward(model, inputs, (out, spec), copy=True),
+        "np.stack": numpy_stack,
+        "torch.stack": torch_stack,
+        "alone": alone,
+    }
+    if hasattr(example, "ByFeature"):
+        by_feature = example.ByFeature(model)
+        by_torch["ByFeature"] = lambda: soaview_torch.forward(by_feature, inputs, (out, spec))
     return {
-        "torch": {
-            "soaview": lambda: soaview_torch.forward(model, inputs, (out, spec)),
-            "copy=True": lambda: soaview_torch.forward(model, inputs, (out, spec), copy=True),
-            "np.stack": numpy_stack,
-            "torch.stack": torch_stack,
-            "alone": alone,
-        },
+        "torch": by_torch,
         "jax": {
             "soaview": lambda: soaview_jax.forward(function, inputs, (out, spec)),
             "np.stack": lambda: assign(jitted(*[a for make in by_numpy for a in make()])),
@@ -188,10 +163,11 @@ def main() -> None:
     print(f"torch {torch.__version__}, jax {jax.__version__}, numpy {np.__version__}")
     print(f"{torch.get_num_threads()} threads\n")
     ratios = "np.stack / soaview | torch.stack / soaview | soaview / alone | copy=True / soaview"
+    ratios += " | ByFeature / soaview"
     print(f"| network | rows | by | soaview, us | {ratios} |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in asked.networks:
-        example = network(name)
+        example = importlib.import_module(name)
         for power in range(2, 7):
             rows = 10**power
             if rows > min(asked.most, LARGEST.get(name, asked.most)):
@@ -205,12 +181,12 @@ def main() -> None:
                 print(*cells, sep=" | ", end=" |\n", flush=True)
     print("\nBytes that torch's operations read and write for each row of 1000:")
     for name in asked.networks:
-        calls = ways(network(name), 1000)["torch"]
+        calls = ways(importlib.import_module(name), 1000)["torch"]
         counts = {way: moved(calls[way]) // 1000 for way in ("alone", "soaview", "torch.stack")}
         print(f"{name}: {', '.join(f'{way} {count}' for way, count in counts.items())}")
 
 
-WAYS = ["np.stack", "torch.stack", "copy=True"]
+WAYS = ["np.stack", "torch.stack", "copy=True", "ByFeature"]
 
 if __name__ == "__main__":
     main()

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+import soaview_torch
 
 NEEDS = ["torch", "jax"]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ["simple_net", "masked_net", "tiny_resnet", "multi_head_net", "track_hit_deep_set"]
+NAMES = [
+    "simple_net",
+    "masked_net",
+    "tiny_resnet",
+    "multi_head_net",
+    "track_hit_deep_set",
+    "norm_first",
+]
 
 
 @pytest.fixture(params=NAMES)
@@ -94,6 +105,12 @@ def track_hit_deep_set(w, tracks, hits):
     return {"reco_pt": 1 / (1 + np.exp(-last[:, 0]))}
 
 
+def norm_first(w, particles):
+    mean, variance = w["norm.running_mean"], w["norm.running_var"]
+    x = (columns(particles, *particles) - mean) / np.sqrt(variance + 1e-5)
+    return {"y": dense(w, "last", x * w["norm.weight"] + w["norm.bias"])[:, 0]}
+
+
 @pytest.mark.slow_but_every(20)
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, 33, 64])
@@ -120,4 +137,29 @@ def test_the_examples_run(run_python):
     lines = "import runpy, sys; sys.path.insert(0, sys.argv[1])\nfor name in sys.argv[2:]: "
     run = 'runpy.run_path(f"{sys.argv[1]}/{name}.py", run_name="__main__")'
     out = run_python("-c", lines + run, EXAMPLES, *NAMES).stdout
-    assert out.count("torch and JAX differ by") == 6
+    assert out.count("torch and JAX differ by") == 7
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 33, 1000])
+def test_a_normalization_by_feature(rows, monkeypatch):
+    """It is the network that it stands for, in training too, and reads the columns themselves."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = importlib.import_module("norm_first")
+    (soa, inputs), _ = example.event(rows)
+    torch.manual_seed(0)
+    model = example.Net()
+    twin = copy.deepcopy(model)
+    by_feature = example.ByFeature(twin)
+    read = []
+    twin.norm.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    for training in (True, False):
+        for network in (model, by_feature):
+            network.train(training)
+        if training and rows < 2:
+            continue  # which torch's normalization refuses
+        [x] = soaview_torch.tensors(soa, inputs)
+        torch.testing.assert_close(by_feature(x), model(x.contiguous()))
+        assert read[-1].shape == (1, 16, rows)
+        assert read[-1].data_ptr() == x.data_ptr()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[name], value)

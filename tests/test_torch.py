@@ -49,6 +49,24 @@ def test_copies_are_contiguous():
     assert all(t.is_contiguous() for t in tensors(soa, SPEC, copy=True))
 
 
+@pytest.mark.parametrize("dtype", ["bool", "float32", "bfloat16", "complex128"])
+@pytest.mark.parametrize("rows", [1 << 15, (1 << 15) + 1, 1 << 16])
+def test_copies_of_many_rows(dtype, rows):
+    """Columns without gaps, which are copied in two parts, are copied as others are."""
+    layout = Layout([Column(name, dtype) for name in "ab"])
+    soa = layout.allocate(rows)
+    random = np.random.default_rng(rows)
+    soa.buffer.root[:] = random.integers(0, 2, soa.buffer.root.shape)
+    [x] = tensors(soa, Spec(x=["a", "b"]))
+    wanted = x.clone(memory_format=torch.contiguous_format)
+    [made] = tensors(soa, Spec(x=["a", "b"]), copy=True)
+    assert made.is_contiguous() and made.is_leaf
+    assert not made.requires_grad
+    soa.buffer.root[:] = 0
+    assert torch.equal(made, wanted)
+    assert made[-2:].any()
+
+
 def test_read_only_memory_word_by_word():
     """The refusal of read-only memory names the ways out."""
     soa = LAYOUT.wrap(bytes(LAYOUT.nbytes(3)), 3)
