@@ -60,7 +60,8 @@ def test_copies_of_many_rows(dtype, rows):
     [x] = tensors(soa, Spec(x=["a", "b"]))
     wanted = x.clone(memory_format=torch.contiguous_format)
     [made] = tensors(soa, Spec(x=["a", "b"]), copy=True)
-    assert made.is_contiguous() and made.is_leaf
+    assert made.is_contiguous()
+    assert made.is_leaf
     assert not made.requires_grad
     soa.buffer.root[:] = 0
     assert torch.equal(made, wanted)
