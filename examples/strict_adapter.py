@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_strict as xp
+import numpy as np
 
 from soaview import SoA, Spec, View
 from soaview.adapter import (
@@ -17,12 +18,15 @@ from soaview.adapter import (
     Gather,
     Matches,
     Target,
+    Verdict,
+    announce,
     check_copy,
     check_model,
     match,
     pairs,
     parts_of,
     results,
+    verdicts,
     views_or_gathers,
     work,
     writable_views,
@@ -62,6 +66,14 @@ def _array(view: View | Gather, copied: bool) -> Any:
         return xp.stack([xp.from_dlpack(part) for part in view.parts], axis=1)
     alias = xp.from_dlpack(view)  # read-only where the memory is: NumPy's flag comes along
     return xp.asarray(alias, copy=True) if copied else alias
+
+
+def explain(soa: SoA, spec: Spec) -> list[Verdict]:
+    """Of each array, whether it is a view or a copy, and why; `soaview.explain` asks."""
+    return verdicts("array API", arrays, lambda x: np.from_dlpack(x).ctypes.data, soa, spec)
+
+
+announce("strict_adapter", explain)
 
 
 def write(soa: SoA, spec: Spec, arrays: Sequence[Any]) -> None:

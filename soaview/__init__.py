@@ -5,6 +5,7 @@ This is the core: it computes layouts and strides and knows NumPy only. `soaview
 """
 
 from ._blocks import Blocks, SoABlocks
+from ._explain import explain
 from ._fields import Column, Scalar
 from ._layout import Layout
 from ._soa import SoA
@@ -21,6 +22,7 @@ __all__ = [
     "Spec",
     "Value",
     "View",
+    "explain",
     "views",
 ]
 

@@ -1,6 +1,7 @@
 """JAX arrays over an SoA, without moving a byte, and the SoA itself as a pytree."""
 
 from ._arrays import arrays
+from ._explain import explain
 from ._forward import forward
 from ._move import to
 from ._prepare import prepare
@@ -8,4 +9,4 @@ from ._rows import mask, segments
 from ._update import update
 from ._write import write
 
-__all__ = ["arrays", "forward", "mask", "prepare", "segments", "to", "update", "write"]
+__all__ = ["arrays", "explain", "forward", "mask", "prepare", "segments", "to", "update", "write"]

@@ -79,7 +79,7 @@ def arrays(
             known = None
         if known is not None and known.padded is padded:
             return list(starmap(_alias, known.sources))
-    if padded is True and op_by_op() and _is_slice_of_memory(soa):
+    if padded is True and op_by_op() and is_slice_of_memory(soa):
         soa = from_leaves(soa.layout, soa.rows, leaves(soa))  # as `jit` has it: of its rows alone
     found = views_or_gathers(soa, spec, padded=padded)
     if not x64_on:
@@ -93,11 +93,11 @@ def arrays(
             with jax.ensure_compile_time_eval():
                 return [extract(view).block_until_ready() for view in found]
         copy = copy or None
-        found = [v if isinstance(v, Gather) else _located(buffer, v) for v in found]
+        found = [located(buffer, view) for view in found]
     if copy is True:
         with jax.ensure_compile_time_eval():
             return _copies(soa, spec, padded, found)
-    obstacles = [_obstacle(soa, view) for view in found]
+    obstacles = [obstacle(soa, view) for view in found]
     copied = [view for view, obstacle in zip(found, obstacles, strict=True) if obstacle]
     if copied and copy is False and not op_by_op():
         raise BufferError(
@@ -129,7 +129,10 @@ class _Prepared(NamedTuple):
     sources: list[tuple[str, NDArray[Any] | View, int]]
 
 
-def _located(buffer: Leaves, view: View) -> View:
+def located(buffer: Leaves, view: View | Gather) -> View | Gather:
+    """A view in the memory of its leaf, where that is on the host."""
+    if isinstance(view, Gather):
+        return view
     where, at = buffer.locate(view.strided)
     return View(*at, where)
 
@@ -143,7 +146,8 @@ def batch(soa: SoA, spec: Spec, start: jax.Array) -> list[jax.Array]:
     return [extract(view, start) for view in found]
 
 
-def _is_slice_of_memory(soa: SoA) -> bool:
+def is_slice_of_memory(soa: SoA) -> bool:
+    """Whether its columns lie apart, in memory that others laid out."""
     return type(soa) is SoA and soa.rows != soa.capacity and not isinstance(soa.buffer, Leaves)
 
 
@@ -159,7 +163,7 @@ def check_width(view: View | Gather) -> None:
         )
 
 
-def _obstacle(soa: SoA, view: View | Gather) -> str | None:
+def obstacle(soa: SoA, view: View | Gather) -> str | None:
     """Why XLA cannot import this view, and the ways out; None where it can."""
     if isinstance(view, Gather):
         return view.why()

@@ -40,6 +40,7 @@ class Divergence:
 class NumPyAdapter:
     """The reference: NumPy over soaview's public views; it runs everywhere."""
 
+    way = "NumPy"  # as `soaview.explain` calls it
     aliases = True  # a tensor is the SoA's own memory, and not its values at the time of the call
     rows: tuple[int, ...] = ROWS  # the row counts to run the cases at
     copies = (False, None, True)  # the values of copy= that differ in what they give
@@ -121,6 +122,7 @@ def _describe(where: str, array: np.ndarray) -> tuple[tuple[int, ...], str, str]
 class TorchAdapter(NumPyAdapter):
     """soaview_torch."""
 
+    way = "torch"
     divergences = (
         Divergence(
             "torch cannot express read-only, and a write would change or crash the memory",
@@ -180,6 +182,7 @@ def is_dense(view: View) -> bool:
 class JaxAdapter(NumPyAdapter):
     """soaview_jax, with 64-bit types switched on."""
 
+    way = "JAX"
     writable = False
     divergences = (
         Divergence(
@@ -281,6 +284,7 @@ class Jax32Adapter(JaxAdapter):
 class JitAdapter(JaxAdapter):
     """soaview_jax on the SoA as an argument of jitted functions: it can cut everything."""
 
+    way = "JAX inside jit"
     aliases = False
     rows = (0, 33)  # each of them is compiled for
     copies = (False,)

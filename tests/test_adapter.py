@@ -22,14 +22,15 @@ EXAMPLE = HERE.parent / "examples" / "strict_adapter.py"
 
 NAMES = [
     "EVENT_NAMES", "INT64_MAX", "ITEMSIZE", "BatchSize", "Buffer", "Described", "DeviceBuffer",
-    "Gather", "HostBuffer", "Matches", "Memories", "Numbers", "Pair", "Pairs", "Place", "Places",
-    "Run", "Side", "Sides", "Strided", "Target", "Work", "array_lines", "as_tuple",
-    "check_among_rows", "check_copy", "check_dtype", "check_given", "check_integers",
-    "check_model", "check_offsets", "check_one_given", "check_sides", "check_soa", "check_storage",
-    "check_writable", "columns_of", "compiled", "copy_rows", "event_for", "events_for",
-    "exact_int", "host_array", "host_offsets", "in_order", "is_dense", "keep", "match",
-    "numpy_dtype", "overlaps", "pairs", "parts_of", "places", "resolve", "results", "run_numbers",
-    "runs", "soa_lines", "soas_of", "tensor_labels", "views_or_gathers", "work", "writable_views",
+    "Explain", "Gather", "HostBuffer", "Matches", "Memories", "Numbers", "Pair", "Pairs", "Place",
+    "Places", "Run", "Side", "Sides", "Strided", "Target", "Verdict", "Work", "announce",
+    "array_lines", "as_tuple", "check_among_rows", "check_copy", "check_dtype", "check_given",
+    "check_integers", "check_model", "check_offsets", "check_one_given", "check_sides",
+    "check_soa", "check_storage", "check_writable", "columns_of", "compiled", "copy_rows",
+    "event_for", "events_for", "exact_int", "host_array", "host_offsets", "in_order", "is_dense",
+    "keep", "match", "numpy_dtype", "overlaps", "pairs", "parts_of", "places", "resolve",
+    "results", "run_numbers", "runs", "soa_lines", "soas_of", "tensor_labels", "verdicts",
+    "views_or_gathers", "work", "writable_views",
 ]  # fmt: skip
 
 

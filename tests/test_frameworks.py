@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding
 
 import soaview_jax
 import soaview_torch
-from soaview import Blocks, Column, Layout, SoA, SoABlocks, Spec, views
+from soaview import Blocks, Column, Layout, SoA, SoABlocks, Spec, explain, views
 from soaview._device import DeviceBuffer
 from soaview._dlpack import DeviceMemory
 from soaview_torch import _move, empty
@@ -362,3 +362,14 @@ def test_refusals_take_time_in_proportion(refusal):
 
     few, many = costs(refused, (2000, 20_000))
     assert many < 40 * few + 0.01
+
+
+def test_explain_memory_of_a_device():
+    """NumPy has neither views nor copies of it; the frameworks have."""
+    layout = Layout([Column("x", "float32"), Column("y", "float32")])
+    soa = places.PretendedMemory().wrap(layout, np.zeros(layout.nbytes(33), np.uint8), 33)
+    found = explain(soa, Spec(x="x", yx=["y", "x"])).verdicts
+    assert [(v.way, v.gives, v.nbytes) for v in found[:2]] == [("NumPy", "refused", 0)] * 2
+    assert all("NumPy does not read" in v.why for v in found[:2])
+    assert [v.gives for v in found if v.way == "torch"] == ["view", "copy"]
+    assert [v.gives for v in found if v.way == "JAX"][1] == "copy"

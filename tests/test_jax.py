@@ -284,6 +284,7 @@ def test_public_names():
     """The public door is what it is."""
     assert soaview_jax.__all__ == [
         "arrays",
+        "explain",
         "forward",
         "mask",
         "prepare",

@@ -40,6 +40,7 @@ LADDER = [
     "_pack",
     "_offsets",
     "_describe",
+    "_explain",
     "",  # the package itself
     "_sizeof",
     "adapter._ragged",

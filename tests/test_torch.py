@@ -203,7 +203,17 @@ def test_torch_consumes_views():
 
 def test_public_names():
     """The public door is what it is."""
-    names = ["empty", "forward", "jagged", "prepare", "segments", "tensors", "to", "write"]
+    names = [
+        "empty",
+        "explain",
+        "forward",
+        "jagged",
+        "prepare",
+        "segments",
+        "tensors",
+        "to",
+        "write",
+    ]
     assert soaview_torch.__all__ == names
 
 

@@ -8,6 +8,7 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | a spec's tensors over an SoA | `resolve`, `views_or_gathers`, `Gather`, `Strided`, `Numbers` |
 | the same as text, for event loops | `places`, `Places`, `Place`, `compiled`, `as_tuple` |
 | the memory, and what it is asked | `Buffer`, `HostBuffer`, `DeviceBuffer`, `host_array` |
+| what is a view, and why not | `announce`, `verdicts`, `Verdict`, `Explain` |
 | arguments | `check_soa`, `check_copy`, `exact_int` |
 | writing | `writable_views`, `Target`, `Matches`, `match`, `Described`, `parts_of`, `overlaps` |
 | the same | `check_writable`, where memory may have become read-only since |
@@ -24,6 +25,7 @@ from .._buffer import Buffer, HostBuffer, host_array
 from .._compile import Place, Places, as_tuple, compiled, places
 from .._device import DeviceBuffer
 from .._dtypes import INT64_MAX, ITEMSIZE, exact_int, numpy_dtype
+from .._explain import Explain, Verdict, announce, verdicts
 from .._frameworks import check_storage
 from .._reduce import copy_rows
 from .._runs import Run, run_numbers, runs
@@ -67,6 +69,7 @@ __all__ = [
     "Buffer",
     "Described",
     "DeviceBuffer",
+    "Explain",
     "Gather",
     "HostBuffer",
     "Matches",
@@ -81,7 +84,9 @@ __all__ = [
     "Sides",
     "Strided",
     "Target",
+    "Verdict",
     "Work",
+    "announce",
     "array_lines",
     "as_tuple",
     "check_among_rows",
@@ -120,6 +125,7 @@ __all__ = [
     "soa_lines",
     "soas_of",
     "tensor_labels",
+    "verdicts",
     "views_or_gathers",
     "work",
     "writable_views",
