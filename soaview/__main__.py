@@ -1,6 +1,6 @@
-"""The command line: `python -m soaview demo` and `python -m soaview describe`.
+"""The command line: `python -m soaview demo`, `describe` and `selftest`.
 
-The one file that stands above the adapters: it imports whichever frameworks are installed.
+It and the room of the last stand above the adapters: they import whichever frameworks there are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from . import Column, Layout, Scalar, SoA, Spec, Value, views
 from ._json import MAX_BYTES
+from ._selftest import selftest
 from ._spec import no_such
 
 
@@ -36,8 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument(
         "--columns", nargs="+", help="its branches, separated by spaces; lists are flattened"
     )
+    test = commands.add_parser("selftest", help="try the promises on this machine")
+    test.add_argument("--device", default="cpu", help="cpu, or a device such as cuda:0")
+    parser.add_argument("--version", action="version", version=f"soaview {version('soaview')}")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "selftest":
+            return int(selftest(options.device) > 0)
         if options.command == "describe":
             print(read_layout(options.layout).describe(options.rows))
         elif options.root and options.tree and options.columns:

@@ -1,0 +1,166 @@
+"""`python -m soaview selftest`: the promises hold here, and a broken one is seen."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+
+import jax
+import numpy as np
+import places
+import pytest
+import torch
+
+import soaview_jax
+import soaview_torch
+from soaview import _selftest
+from soaview.__main__ import main
+
+NEEDS = ["torch", "jax"]
+
+
+def said(capsys):
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if line.startswith(("HOLDS", "BROKEN"))]
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """One framework's part alone, which is quicker."""
+
+    def choose(name):
+        known = _selftest._version
+        others = {"torch", "jax"} - {name}
+        monkeypatch.setattr(
+            _selftest, "_version", lambda package: None if package in others else known(package)
+        )
+
+    return choose
+
+
+@pytest.mark.slow
+def test_all_holds_here(capsys):
+    """Every promise of each adapter has its line, and the exit status is 0."""
+    assert main(["selftest"]) == 0
+    lines = said(capsys)
+    assert len(lines) == 19
+    assert all(line.startswith("HOLDS") for line in lines)
+    for way in ("NumPy", "torch", "JAX"):
+        assert sum(f" {way}: " in line for line in lines) >= 3
+
+
+def test_without_frameworks(capsys, alone):
+    """The core alone is tried, and what is missing is said."""
+    alone("")
+    assert main(["selftest"]) == 0
+    out = capsys.readouterr().out
+    assert 'torch is not installed, and not tried: pip install "soaview[torch]"' in out
+    assert 'pip install "soaview[jax]"' in out
+    assert out.count("HOLDS") == 3
+    assert "All promises hold." in out
+
+
+def copying(soa, spec, **options):
+    return [tensor.clone() for tensor in soaview_torch.tensors(soa, spec, **options)]
+
+
+def wrong_value(soa, spec, **options):
+    found = soaview_torch.tensors(soa, spec, **options)
+    return [tensor.flip(0) if tensor.dim() else tensor for tensor in found]
+
+
+def raising(*arguments, **options):
+    raise OSError("no such\nthing")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "broken", "claims"),
+    [
+        ("take", copying, {"`explain`", "A view lies"}),
+        ("take", wrong_value, {"Every dtype", "Arrays, bytes"}),
+        ("take", raising, {"Every dtype", "A view keeps", "A view lies", "`forward`"}),
+        ("address", lambda tensor: 0, {"`explain`", "A view lies"}),
+        ("numpy", lambda tensor: np.zeros(tuple(tensor.shape)), {"Every dtype", "`forward`"}),
+    ],
+)
+def test_a_broken_promise_is_seen(attribute, broken, claims, monkeypatch, capsys, alone):
+    """A copy, a wrong value, an error, another address: each breaks the lines that it should."""
+    alone("torch")
+    made = _selftest.torch_way
+
+    def torch_way(device):
+        way = made(device)
+        setattr(way, attribute, broken)
+        return way
+
+    monkeypatch.setattr(_selftest, "torch_way", torch_way)
+    assert main(["selftest"]) == 1
+    lines = said(capsys)
+    for claim in claims:
+        [line] = [line for line in lines if f"torch: {claim}" in line]
+        assert line.startswith("BROKEN"), line
+    assert [line for line in lines if line.startswith("HOLDS   NumPy")]
+
+
+def test_the_error_is_in_the_report(monkeypatch, capsys, alone):
+    """In one line, with where it came from."""
+    alone("")
+    monkeypatch.setattr(_selftest, "outlives", raising)
+    monkeypatch.setattr(_selftest, "EVERYWHERE", [raising])
+    assert main(["selftest"]) == 1
+    assert "OSError: no such thing (raising, line" in capsys.readouterr().out
+
+
+def test_no_such_device(capsys):
+    """A device that is not there ends in one sentence."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as exit_status:
+        main(["selftest", "--device", "cuda:0"])
+    assert exit_status.value.code == 2
+    assert "cuda:0" in capsys.readouterr().err
+
+
+def test_a_device_needs_torch(capsys, alone):
+    """Its memory is what is looked at there."""
+    alone("")
+    with pytest.raises(SystemExit) as exit_status:
+        main(["selftest", "--device", "cuda:0"])
+    assert exit_status.value.code == 2
+    assert "needs torch" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_on_a_device_by_a_stand_in(monkeypatch, capsys):
+    """The same promises of a device's memory: here the host's, by the way that a device's goes."""
+    devices = jax.devices()
+
+    class Place:
+        device = "cpu:0"
+
+    def to(soa, device):
+        assert device == Place.device
+        memory = soa.buffer.root
+        return places.PretendedMemory().wrap(soa.layout, places.aligned(memory), soa.rows)
+
+    monkeypatch.setattr(soaview_torch, "to", to)
+    monkeypatch.setattr(torch, "zeros", lambda count, device: Place())
+    monkeypatch.setattr(jax, "devices", lambda platform: {"gpu": devices}[platform])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a pretended one")
+    assert main(["selftest", "--device", "cuda:0"]) == 0
+    assert "a pretended one" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    """`python -m soaview --version`."""
+    with pytest.raises(SystemExit) as exit_status:
+        main(["--version"])
+    assert exit_status.value.code == 0
+    assert capsys.readouterr().out == f"soaview {version('soaview')}\n"
+
+
+def test_the_adapters_are_asked_themselves():
+    """The ways take tensors by the adapters' public functions."""
+    assert _selftest.torch_way("cpu").take is soaview_torch.tensors
+    assert _selftest.jax_way("cpu").take is soaview_jax.arrays
+    assert importlib.import_module("soaview_jax").explain is soaview_jax.explain
