@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ._draw import bar
 from ._fields import shown
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def memory_map(layout: Layout, rows: int) -> str:
         table.append([shown(f.name), f.dtype, shape, *map(str, numbers)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [f"{rows} rows, {layout.nbytes(rows)} bytes, alignment {layout.alignment}"]
+    lines.append(bar(layout, rows))
     for row in table:
         cells = [
             cell.ljust(width) if i < 3 else cell.rjust(width)

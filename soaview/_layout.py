@@ -11,12 +11,12 @@ import numpy as np
 
 from ._buffer import Buffer, HostBuffer
 from ._device import buffer_of, located, pointed
-from ._dtypes import BYTE, INT64_MAX, check_capacity, check_rows
+from ._dtypes import BYTE, INT64_MAX, check_capacity, check_rows, total_of
 from ._fields import Column, Scalar, check_alignment, check_fields, freeze
 from ._host import aligned_zeros
 from ._json import MAX_BYTES, field_to_dict, fields_from_dict, parse_json
 from ._soa import SoA, bound
-from ._spec import listed, no_such
+from ._spec import Spec, listed, no_such
 from ._typed import Asked
 
 
@@ -44,8 +44,6 @@ class Layout(Mapping[str, Column | Scalar]):
     1792
     >>> layout.offset("cov", rows=33), layout.pitch("cov", rows=33)
     (256, 384)
-    >>> list(layout), layout["cov"].shape
-    (['pt', 'cov'], (2, 2))
     """
 
     fields: tuple[Column | Scalar, ...]
@@ -75,7 +73,7 @@ class Layout(Mapping[str, Column | Scalar]):
         freeze(self, fields=fields, alignment=alignment, sizes=sizes, starts=starts)
         freeze(
             self,
-            _total=_total_of(position[0] * alignment, columns, alignment),
+            _total=total_of(position[0] * alignment, columns, alignment),
             _by_name={f.name: f for f in fields},
             _hash=hash((fields, alignment)),
             plans={},
@@ -159,13 +157,12 @@ class Layout(Mapping[str, Column | Scalar]):
         return -(-rows // step) * step
 
     def describe(self, rows: int) -> str:
-        """The memory map at `rows` rows, as a table; offset, pitch, bytes and padding in bytes.
-
-        A matrix's shape is followed by its order; of a long name there is the beginning.
+        """The memory map at `rows` rows, as a bar and a table in bytes; padding is `░`.
 
         >>> layout = Layout([Column("pt", "float32"), Scalar("n", "int32")])
         >>> print(layout.describe(rows=33))
         33 rows, 384 bytes, alignment 128
+        █████████████████████████░░░░░░░░░░░░░░░░░░░░░░•░░░░░░░░░░░░░░░░░░░░░░░
         field  dtype    shape   offset  pitch  bytes  padding
         pt     float32  (33,)        0    256    256      124
         n      int32    scalar     256    128    128      124
@@ -173,6 +170,24 @@ class Layout(Mapping[str, Column | Scalar]):
         from ._describe import memory_map
 
         return memory_map(self, check_rows(rows))
+
+    def to_svg(self, rows: int, spec: Spec | None = None) -> str:
+        """The memory map at `rows` rows as a picture; with a spec, under it what its tensors join.
+
+        Blocks are to scale, but for a least width; padding is hatched, a scalar has a dot, and
+        numbers are tooltips. Views are blue, and what must be gathered is orange.
+
+        >>> Layout([Column("pt", "float32")]).to_svg(rows=33)[:4]
+        '<svg'
+        """
+        from ._draw import drawn
+
+        return drawn(self, check_rows(rows), spec)
+
+    def _repr_html_(self) -> str:
+        from ._draw import html_of_layout
+
+        return html_of_layout(self)
 
     def check(self, offsets: Mapping[str, int], rows: int) -> None:
         """Raise unless a producer's own offsets are this layout's, at that row count.
@@ -299,9 +314,8 @@ class Layout(Mapping[str, Column | Scalar]):
         if type(rows) is not int or not 0 <= rows <= INT64_MAX:
             rows = check_capacity(rows)
         if type(buffer) is np.ndarray and buffer.dtype is BYTE and buffer.ndim == 1:
-            memory: Buffer = HostBuffer(
-                buffer, self._total(rows), self.sizes[-1]
-            )  # plain bytes say no more
+            # Plain bytes say no more.
+            memory: Buffer = HostBuffer(buffer, self._total(rows), self.sizes[-1])
         else:
             memory = buffer_of(buffer, self._total(rows), self.sizes[-1], self._asked(rows))
         return bound(self, memory, rows, 0, rows)
@@ -380,20 +394,3 @@ class Layout(Mapping[str, Column | Scalar]):
         from ._pack import pack
 
         return pack(self, arrays, rows)
-
-
-def _total_of(
-    scalars: int, columns: tuple[tuple[int, int], ...], alignment: int
-) -> Callable[[int], int]:
-    """Bytes at a row count: those of scalars, and of so many components of each item size.
-
-    An event loop asks for a new row count every time, and most layouts have one or two sizes.
-    """
-    up, mask = alignment - 1, -alignment  # for the alignment is a power of two
-    if len(columns) == 1:
-        [(n, size)] = columns
-        return lambda rows: scalars + n * (rows * size + up & mask)
-    if len(columns) == 2:
-        (n, size), (m, other) = columns
-        return lambda rows: scalars + n * (rows * size + up & mask) + m * (rows * other + up & mask)
-    return lambda rows: scalars + sum([n * (rows * size + up & mask) for n, size in columns])

@@ -290,6 +290,11 @@ class SoA(_Unfrozen):
         )
         return f"SoA({rows}, {self.buffer.nbytes} bytes on {self.device}{readonly}: {fields})"
 
+    def _repr_html_(self) -> str:
+        from ._draw import html, section_of
+
+        return html([section_of(self)])
+
 
 def bound(layout: Layout, buffer: Buffer, capacity: int, start: int, rows: int) -> SoA:
     """As `SoA`, whose call takes twice as long."""

@@ -202,6 +202,7 @@ def test_describe():
     """The memory map names every field, with its numbers in bytes."""
     assert XYZ.describe(33).splitlines() == [
         "33 rows, 1536 bytes, alignment 128",
+        "███████░░░░░░▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓░░░░░░░░░░░░░░░•░░░░░░",
         "field  dtype    shape    offset  pitch  bytes  padding",
         "x      float32  (33,)         0    256    256      124",
         "y      float64  (33, 3)     256    384   1152      360",

@@ -39,6 +39,7 @@ LADDER = [
     "_write",
     "_pack",
     "_offsets",
+    "_draw",
     "_describe",
     "_explain",
     "",  # the package itself
@@ -60,6 +61,11 @@ OPENED = {
     ("_layout", "_pack", "pack"),
     ("_layout", "_offsets", "check"),
     ("_layout", "_describe", "describe"),
+    ("_layout", "_draw", "to_svg"),
+    ("_layout", "_draw", "_repr_html_"),
+    ("_soa", "_draw", "_repr_html_"),
+    ("_blocks", "_draw", "to_svg"),
+    ("_blocks", "_draw", "_repr_html_"),
     ("_soa", "_pack", "__setitem__"),
 }
 """Rooms above that a method opens: importer, imported, method."""
