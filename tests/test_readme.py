@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -25,37 +26,79 @@ def run(page):
     return names, len(blocks)
 
 
-def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
-    """The README's Python runs, and its asserts hold."""
-    monkeypatch.chdir(tmp_path)
-    names, count = run("README.md")
-    assert count == 10
-    described = names["layout"].describe(names["rows"]).splitlines()
-    assert "\n".join(f"    {line}".rstrip() for line in described) in README
+PAGES = [
+    "README.md",
+    *(
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "docs").glob("*.md"))
+        # One shows a file of code, which has tests of its own.
+        if "```python" in path.read_text() and path.name != "adapters.md"
+    ),
+]
 
 
-def test_the_code_about_traps_runs(tmp_path, monkeypatch):
-    """So does that of the page about other libraries' traps."""
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    """A page's Python runs from top to bottom, and its asserts hold."""
     monkeypatch.chdir(tmp_path)
-    _, count = run("docs/traps.md")
-    assert count == 11
+    _, count = run(page)
+    assert count
+
+
+def test_there_are_pages():
+    """None has lost its code."""
+    assert len(PAGES) >= 14
+    blocks = sum((ROOT / page).read_text().count("```python") for page in PAGES)
+    assert blocks >= 40
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
-@pytest.mark.parametrize("page", ["README.md", "docs/traps.md"])
+@pytest.mark.parametrize("page", [p for p in PAGES if "import jax" in (ROOT / p).read_text()])
 def test_the_code_runs_where_jax_has_a_gpu(page, tmp_path, monkeypatch):
     """Results are there, and the memory is on the host."""
     monkeypatch.chdir(tmp_path)
     run(page)
 
 
-def test_the_readme_begins_with_code():
-    """Code stands within ten lines, and the memory layout within fifteen more."""
+def test_the_readme_is_short():
+    """A screen or two: a picture, code for each framework, and where to go on."""
+    assert len(README.encode()) <= 6000
     lines = README.splitlines()
-    assert any(line.startswith("```python") for line in lines[:10])
-    code_ends = lines.index("```")
-    assert any("## The memory" in line for line in lines[code_ends : code_ends + 15])
+    assert any(line.startswith("![") for line in lines[:6])
+    assert sum(line.startswith("```python") for line in lines) == 2
+
+
+def said_by(path):
+    """The texts that a module has: of an f-string what stands between its values."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            yield "...".join(part.value for part in node.values if isinstance(part, ast.Constant))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_messages_of_the_page_about_pitfalls():
+    """What it quotes of our messages is what they say."""
+    modules = [path for package in ROOT.glob("soaview*") for path in package.rglob("*.py")]
+    texts = {text for path in modules for text in said_by(path)}
+    page = (ROOT / "docs" / "pitfalls.md").read_text()
+    quoted = re.findall(r"^\| `(?:\w+Error): ([^`]+)`", page, re.MULTILINE)
+    assert len(quoted) >= 12
+    theirs = ("cannot close exported", "one of the variables")
+    for message in quoted:
+        for part in filter(None, (part.strip() for part in message.split("..."))):
+            assert part.startswith(theirs) or any(part in text for text in texts), part
+
+
+def test_links():
+    """Every link within the repository leads to a file, and to a heading where it names one."""
+    for page in ROOT.glob("*.md"), (ROOT / "docs").glob("*.md"):
+        for path in page:
+            text = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(), flags=re.DOTALL)
+            for link in re.findall(r"\]\(([^)\s]+)\)", text):
+                if not link.startswith("http"):
+                    assert (path.parent / link.partition("#")[0]).exists(), f"{path.name}: {link}"
 
 
 @pytest.mark.slow
