@@ -18,7 +18,7 @@ from ._json import MAX_BYTES, check_keys, parse_json
 from ._layout import Layout
 from ._reduce import rebuild_soa, reduce_soa
 from ._soa import SoA
-from ._spec import listed, no_such
+from ._spec import Spec, listed, no_such
 from ._typed import Asked
 
 
@@ -121,6 +121,25 @@ class Blocks(Mapping[str, Layout]):
             for name, layout in self.items()
         ]
         return "\n\n".join(maps)
+
+    def to_svg(self, rows: Mapping[str, int], spec: Mapping[str, Spec] | None = None) -> str:
+        """The memory map as a drawing, as `Layout.to_svg` has it: all blocks, then one by one.
+
+        Args:
+            rows: of each block.
+            spec: by block, the tensors that are drawn under it; not every block need be there.
+
+        Raises:
+            KeyError, TypeError, ValueError: as `Layout.to_svg`; no such block.
+        """
+        from ._draw import svg_of_blocks
+
+        return svg_of_blocks(self, self._rows(rows), spec)
+
+    def _repr_html_(self) -> str:
+        from ._notebook import html_of_blocks
+
+        return html_of_blocks(self)
 
     def to_dict(self) -> dict[str, Any]:
         """A description that JSON can hold and `from_dict` turns back: each block's layout."""
@@ -354,6 +373,11 @@ class SoABlocks(Mapping[str, SoA]):
     def describe(self) -> str:
         """The memory maps of the blocks, as `Blocks.describe` gives them."""
         return self.layout.describe(self.rows)
+
+    def _repr_html_(self) -> str:
+        from ._notebook import html_of_blocks
+
+        return html_of_blocks(self)
 
     def __repr__(self) -> str:
         return f"SoABlocks({', '.join(f'{name}: {soa!r}' for name, soa in self.items())})"

@@ -12,11 +12,11 @@ import numpy as np
 from ._buffer import Buffer, HostBuffer
 from ._device import buffer_of, located, pointed
 from ._dtypes import BYTE, INT64_MAX, check_capacity, check_rows
-from ._fields import Column, Scalar, check_alignment, check_fields, freeze
+from ._fields import Column, Scalar, arranged, check_alignment, check_fields, freeze
 from ._host import aligned_zeros
 from ._json import MAX_BYTES, field_to_dict, fields_from_dict, parse_json
 from ._soa import SoA, bound
-from ._spec import listed, no_such
+from ._spec import Spec, listed, no_such
 from ._typed import Asked
 
 
@@ -62,20 +62,11 @@ class Layout(Mapping[str, Column | Scalar]):
     def __init__(self, fields: Iterable[Column | Scalar], *, alignment: int = 128) -> None:
         fields = check_fields(fields)
         alignment = check_alignment(alignment, fields)
-        sizes = tuple(sorted({f.itemsize for f in fields}))
-        starts: dict[str, tuple[int, ...]] = {}
-        position = [0] * (1 + len(sizes))
-        for f in fields:
-            starts[f.name] = tuple(position)
-            if f.per_row:
-                position[1 + sizes.index(f.itemsize)] += f.components
-            else:
-                position[0] += 1
-        columns = tuple(pair for pair in zip(position[1:], sizes, strict=True) if pair[0])
+        sizes, starts, total = arranged(fields, alignment)
         freeze(self, fields=fields, alignment=alignment, sizes=sizes, starts=starts)
         freeze(
             self,
-            _total=_total_of(position[0] * alignment, columns, alignment),
+            _total=total,
             _by_name={f.name: f for f in fields},
             _hash=hash((fields, alignment)),
             plans={},
@@ -161,7 +152,8 @@ class Layout(Mapping[str, Column | Scalar]):
     def describe(self, rows: int) -> str:
         """The memory map at `rows` rows, as a table; offset, pitch, bytes and padding in bytes.
 
-        A matrix's shape is followed by its order; of a long name there is the beginning.
+        A matrix's shape is followed by its order; of a long name there is the beginning. The last
+        line draws the memory, its fields to scale where there is room.
 
         >>> layout = Layout([Column("pt", "float32"), Scalar("n", "int32")])
         >>> print(layout.describe(rows=33))
@@ -169,10 +161,36 @@ class Layout(Mapping[str, Column | Scalar]):
         field  dtype    shape   offset  pitch  bytes  padding
         pt     float32  (33,)        0    256    256      124
         n      int32    scalar     256    128    128      124
+        │████████████████████░░░░░░░░░░░░░░░░░░│▓░░░░░░░░░░░░░░░░░░│ ▓ scalar, ░ padding
         """
         from ._describe import memory_map
 
         return memory_map(self, check_rows(rows))
+
+    def to_svg(self, rows: int, spec: Spec | None = None) -> str:
+        """The memory map as a drawing: SVG, for a page or a file; notebooks draw it by themselves.
+
+        Fields are to scale, but none less wide than can be seen. Padding is hatched; the numbers,
+        in bytes, are tooltips. Of more than 40 fields the others are one piece, which says so.
+
+        Args:
+            rows: how many.
+            spec: each of its tensors is a line under the memory: a view, or why there is none.
+
+        Raises:
+            KeyError, TypeError, ValueError: as `views`; rows that are no such count.
+
+        >>> Layout([Column("pt", "float32")]).to_svg(rows=33)[:26]
+        '<svg xmlns="http://www.w3.'
+        """
+        from ._draw import svg_of
+
+        return svg_of(self, check_rows(rows), spec)
+
+    def _repr_html_(self) -> str:
+        from ._notebook import html_of_layout
+
+        return html_of_layout(self)
 
     def check(self, offsets: Mapping[str, int], rows: int) -> None:
         """Raise unless a producer's own offsets are this layout's, at that row count.
@@ -380,20 +398,3 @@ class Layout(Mapping[str, Column | Scalar]):
         from ._pack import pack
 
         return pack(self, arrays, rows)
-
-
-def _total_of(
-    scalars: int, columns: tuple[tuple[int, int], ...], alignment: int
-) -> Callable[[int], int]:
-    """Bytes at a row count: those of scalars, and of so many components of each item size.
-
-    An event loop asks for a new row count every time, and most layouts have one or two sizes.
-    """
-    up, mask = alignment - 1, -alignment  # for the alignment is a power of two
-    if len(columns) == 1:
-        [(n, size)] = columns
-        return lambda rows: scalars + n * (rows * size + up & mask)
-    if len(columns) == 2:
-        (n, size), (m, other) = columns
-        return lambda rows: scalars + n * (rows * size + up & mask) + m * (rows * other + up & mask)
-    return lambda rows: scalars + sum([n * (rows * size + up & mask) for n, size in columns])

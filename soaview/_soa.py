@@ -277,6 +277,11 @@ class SoA(_Unfrozen):
         copy_rows(self.layout, self.capacity, rows, self.buffer.root, soa.buffer.root)
         return soa
 
+    def _repr_html_(self) -> str:
+        from ._notebook import html_of_soa
+
+        return html_of_soa(self)
+
     def __repr__(self) -> str:
         rows = f"{self.rows} rows"
         if self.rows != self.capacity:

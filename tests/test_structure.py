@@ -40,6 +40,8 @@ LADDER = [
     "_pack",
     "_offsets",
     "_describe",
+    "_draw",
+    "_notebook",
     "",  # the package itself
     "_sizeof",
     "adapter._ragged",
@@ -58,6 +60,11 @@ OPENED = {
     ("_layout", "_pack", "pack"),
     ("_layout", "_offsets", "check"),
     ("_layout", "_describe", "describe"),
+    ("_layout", "_draw", "to_svg"),
+    ("_layout", "_notebook", "_repr_html_"),
+    ("_blocks", "_draw", "to_svg"),
+    ("_blocks", "_notebook", "_repr_html_"),
+    ("_soa", "_notebook", "_repr_html_"),
     ("_soa", "_pack", "__setitem__"),
 }
 """Rooms above that a method opens: importer, imported, method."""
