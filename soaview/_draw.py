@@ -34,7 +34,14 @@ _CELL = 6.7  # of a character
 _SLANT = 60
 _SIN, _COS = math.sin(math.radians(_SLANT)), math.cos(math.radians(_SLANT))
 
-_LEGEND = {"c": "column", "s": "scalar", "p": "padding", "v": "strided view", "w": "gather"}
+_LEGEND = {
+    "c": "column",
+    "s": "scalar",
+    "e": "no bytes",
+    "p": "padding",
+    "v": "strided view",
+    "w": "gather",
+}
 
 _STYLE = """<style>
 svg.soaview:root{color-scheme:light dark;color:CanvasText}
@@ -42,10 +49,10 @@ svg.soaview:root{color-scheme:light dark;color:CanvasText}
 fill:currentColor;pointer-events:none}
 .soaview .t{font-weight:bold}
 .soaview .q{opacity:.75}
-.soaview .c,.soaview .s,.soaview .m{stroke:currentColor;stroke-opacity:.8}
+.soaview .c,.soaview .s,.soaview .e,.soaview .m{stroke:currentColor;stroke-opacity:.8}
 .soaview .c{fill:#3b82f6;fill-opacity:.25}
 .soaview .s{fill:#a855f7;fill-opacity:.35}
-.soaview .m{fill:#888;fill-opacity:.12;stroke-dasharray:4 3}
+.soaview .e,.soaview .m{fill:#888;fill-opacity:.12;stroke-dasharray:4 3}
 .soaview .i{stroke:currentColor;stroke-opacity:.4;pointer-events:none}
 .soaview .g{stroke-dasharray:2 3}
 .soaview .d{fill:currentColor;pointer-events:none}
@@ -64,7 +71,7 @@ class _Box(NamedTuple):
     Attributes:
         label: above it.
         title: its tooltip.
-        kind: the class of its colours: column, scalar, or what is not there or not shown.
+        kind: the class of its colours: of a column, a scalar, what is empty, the others.
         nbytes, padding: in bytes.
         parts: into how many equal parts it may be cut, the finest first.
     """
@@ -244,7 +251,7 @@ def svg_of_blocks(blocks: Blocks, rows: Mapping[str, int], specs: Mapping[str, S
     for name in drawn:
         place = places[name]
         title = f"{cut_text(shown(name), 32)}: {rows[name]} rows\n{_bytes(*place)}"
-        boxes.append(_Box(shown(name), title, "c" if place[1] else "m", place[1]))
+        boxes.append(_Box(shown(name), title, "c" if place[1] else "e", place[1]))
     if others := [*places.values()][len(drawn) :]:
         boxes.append(_others("blocks", others))
     drawing.bar(boxes)
@@ -306,7 +313,7 @@ def _box(e: Extent) -> _Box:
         f"{_bytes(e.offset, e.nbytes)}, pitch {e.pitch}, {e.padding} padding"
     )
     outer = 1 if len(f.shape) < 2 else f.shape[f.order == "F"]
-    kind = "m" if not e.nbytes else "c" if f.per_row else "s"
+    kind = "e" if not e.nbytes else "c" if f.per_row else "s"
     return _Box(shown(f.name), title, kind, e.nbytes, e.padding, (f.components, outer))
 
 

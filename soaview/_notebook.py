@@ -23,7 +23,7 @@ _STYLE = """<style>
 div.soaview{overflow-x:auto}
 .soaview table{border-collapse:collapse;margin:.4em 0}
 .soaview th,.soaview td{padding:.1em .8em .1em 0;text-align:left;white-space:nowrap}
-.soaview td:nth-child(4),.soaview td:nth-child(5){text-align:right;\
+.soaview tr>:nth-child(4),.soaview tr>:nth-child(5){text-align:right;\
 font-variant-numeric:tabular-nums}
 </style>"""
 

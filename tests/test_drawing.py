@@ -194,6 +194,7 @@ def test_scalars_are_marked():
     plain = parsed(Layout([Column("x", "int8")]).to_svg(128))
     assert not of_class(plain, "d")
     assert texts(plain)[-1] == "column"
+    assert texts(parsed(Layout([Column("x", "int8")]).to_svg(0)))[-1] == "no bytes"
 
 
 MIXED = {
@@ -380,8 +381,8 @@ def test_no_colour_hides_in_a_theme():
     rules = dict(re.findall(r"([^{}\n]+){([^}]*)}", style))
     assert rules["svg.soaview:root"] == "color-scheme:light dark;color:CanvasText"
     assert "fill:currentColor" in rules[".soaview text"]
-    for kind in "csm":
-        assert float(re.search(r"fill-opacity:([\d.]+)", rules[f".soaview .{kind}"])[1]) < 0.5
+    for selector in (".soaview .c", ".soaview .s", ".soaview .e,.soaview .m"):
+        assert float(re.search(r"fill-opacity:([\d.]+)", rules[selector])[1]) < 0.5
     for colour in re.findall(r"#([0-9a-f]{6})", style):
         light = contrast(colour, "ffffff")
         assert min(light, contrast(colour, "111111")) > 2.9 or light > 2
