@@ -185,6 +185,16 @@ def test_padding_and_sub_columns(rows):
             assert wide >= part * padded / TRACKS.pitch(name, rows) - 0.2 or wide >= part - 3.1
 
 
+@pytest.mark.parametrize(("shape", "order"), [((100, 7), "F"), ((7, 100), "C")])
+def test_more_sub_columns_than_there_is_room_for(shape, order):
+    """Of a large matrix the columns or rows that lie together are told apart, by another tick."""
+    root = parsed(Layout([Column("m", "int8", shape, order)]).to_svg(33))
+    assert not of_class(root, "i")
+    [coarse] = of_class(root, "i g")
+    assert coarse.get("d").count("M") == 6
+    assert len(rects(of_class(root, "p")[0])) == 7
+
+
 def test_scalars_are_marked():
     """A scalar has a colour and a mark of its own; the legend has what is there, and no more."""
     root = parsed(TRACKS.to_svg(33))
@@ -423,6 +433,7 @@ def test_the_table():
     part = soa[30:32]._repr_html_()
     assert "SoA: 2 rows (30:32 of 33, which are drawn), 8064 bytes on cpu" in part
     assert table(part)[1][-1] == "10, 10.33"
+    assert TRACKS.to_svg(33) in part
     assert table(soa[5:5]._repr_html_())[1][-1] is None
     assert table(TRACKS.allocate(0)._repr_html_())[7][-1] == "0"
     frozen = np.zeros(TRACKS.nbytes(3) + 16, np.uint8)[: TRACKS.nbytes(3)]
@@ -486,6 +497,15 @@ def test_memory_of_devices_is_not_read():
         assert len(boxes(parsed(html))[0]) == 8
         with pytest.raises(BufferError):
             soa["pt"]  # where nobody reads such memory, so would the drawing have
+
+
+def test_blocks_on_several_devices():
+    """Values are those of the blocks that the host reads."""
+    soas = Blocks({"here": TRACKS, "there": TRACKS}).allocate({"here": 3, "there": 3})
+    html = soas.replace({"there": TRACKS.from_pointer(4096, 3, device="cuda:0")})._repr_html_()
+    assert "on cpu+cuda:0" in html
+    found = [row[-1] for row in table(html) if row[0] == "pt"]
+    assert found == ["0, 0, 0", None]
 
 
 def test_bfloat16_without_ml_dtypes(run_python):
