@@ -15,10 +15,5 @@ LAYOUT = Layout(
 SPEC = Spec(features=["pt", "eta", "phi"], cov="cov", n=Value("n_tracks"), other=["phi", "pt"])
 
 
-def picture() -> str:
-    """On white, for pages of any colour."""
-    return LAYOUT.to_svg(100, SPEC).replace('style="', 'style="color:#222;background:#fff;')
-
-
 if __name__ == "__main__":
-    print(picture())
+    print(LAYOUT.to_svg(100, SPEC))

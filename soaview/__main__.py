@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import statistics
 import sys
 import time
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     show = commands.add_parser("describe", help="print the memory map of a layout")
     show.add_argument("layout", type=Path, help="a file that holds layout.to_json()")
     show.add_argument("--rows", type=int, required=True, help="the row count of the map")
-    show.add_argument("--svg", type=Path, help="write the map as a picture into this file")
+    show.add_argument("--svg", type=Path, help="write a drawing of it to this file, too")
     run = commands.add_parser("demo", help="tensors of both frameworks over one buffer")
     run.add_argument("--rows", type=int, default=100_000, help="of the made-up events")
     run.add_argument("--root", type=Path, help="read the columns from this ROOT file instead")
@@ -43,13 +44,15 @@ def main(arguments: list[str] | None = None) -> int:
     test.add_argument("--device", default="cpu", help="cpu, or a device such as cuda:0")
     parser.add_argument("--version", action="version", version=f"soaview {version('soaview')}")
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of names and drawings that it cannot write
     try:
         if options.command == "selftest":
             return int(selftest(options.device) > 0)
         if options.command == "describe":
             layout = read_layout(options.layout)
             print(layout.describe(options.rows))
-            if options.svg is not None:
+            if options.svg:
                 options.svg.write_text(layout.to_svg(options.rows), encoding="utf-8")
         elif options.root and options.tree and options.columns:
             demo(*from_root(options.root, options.tree, options.columns))

@@ -18,7 +18,7 @@ from ._json import MAX_BYTES, check_keys, parse_json
 from ._layout import Layout
 from ._reduce import rebuild_soa, reduce_soa
 from ._soa import SoA
-from ._spec import listed, no_such
+from ._spec import Spec, listed, no_such
 from ._typed import Asked
 
 
@@ -111,34 +111,35 @@ class Blocks(Mapping[str, Layout]):
             KeyError: no such block.
         """
         self[name]
-        return self.places(self._rows(rows))[name][0]
+        return self._places(self._rows(rows))[name][0]
 
     def describe(self, rows: Mapping[str, int]) -> str:
         """The memory maps of the blocks, one after another; offsets count from a block's start."""
-        places = self.places(self._rows(rows))
+        places = self._places(self._rows(rows))
         maps = [
             f"{name}: from byte {places[name][0]} on, {layout.describe(rows[name])}"
             for name, layout in self.items()
         ]
         return "\n\n".join(maps)
 
-    def to_svg(self, rows: Mapping[str, int]) -> str:
-        """The memory map as a picture, a strip for each block; see `Layout.to_svg`."""
-        from ._draw import Section, svg, title_of
+    def to_svg(self, rows: Mapping[str, int], spec: Mapping[str, Spec] | None = None) -> str:
+        """The memory map as a drawing, as `Layout.to_svg` has it: all blocks, then one by one.
 
-        places = self.places(counts := self._rows(rows))
-        return svg(
-            [
-                Section(title_of(layout, n, name), layout, n, places[name][0], None)
-                for (name, layout), n in zip(self.items(), counts.values(), strict=True)
-            ]
-        )
+        Args:
+            rows: of each block.
+            spec: by block, the tensors that are drawn under it; not every block need be there.
+
+        Raises:
+            KeyError, TypeError, ValueError: as `Layout.to_svg`; no such block.
+        """
+        from ._draw import svg_of_blocks
+
+        return svg_of_blocks(self, self._rows(rows), spec)
 
     def _repr_html_(self) -> str:
-        from ._draw import html_of_layout
+        from ._notebook import html_of_blocks
 
-        parts = "".join(html_of_layout(layout, name) for name, layout in self.items())
-        return f"<div>{parts}</div>"
+        return html_of_blocks(self)
 
     def to_dict(self) -> dict[str, Any]:
         """A description that JSON can hold and `from_dict` turns back: each block's layout."""
@@ -227,7 +228,7 @@ class Blocks(Mapping[str, Layout]):
             raise KeyError(f"no row count for block {listed(map(repr, missing))}")
         return {name: check_rows(rows[name]) for name in self}
 
-    def places(self, rows: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    def _places(self, rows: Mapping[str, int]) -> dict[str, tuple[int, int]]:
         """Of each block the first byte, and how many there are."""
         found, first = {}, 0
         for name, layout in self.items():
@@ -266,7 +267,7 @@ class SoABlocks(Mapping[str, SoA]):
         self, layout: Blocks, rows: Mapping[str, int], memory: HostBuffer | DeviceBuffer
     ) -> None:
         soas = {}
-        for name, (first, nbytes) in layout.places(rows).items():
+        for name, (first, nbytes) in layout._places(rows).items():
             part = memory.part(first, nbytes, layout[name].sizes[-1])
             soas[name] = SoA(layout[name], part, rows[name], 0, rows[name])
         rows = MappingProxyType(dict(rows))
@@ -373,11 +374,10 @@ class SoABlocks(Mapping[str, SoA]):
         """The memory maps of the blocks, as `Blocks.describe` gives them."""
         return self.layout.describe(self.rows)
 
+    def _repr_html_(self) -> str:
+        from ._notebook import html_of_blocks
+
+        return html_of_blocks(self)
+
     def __repr__(self) -> str:
         return f"SoABlocks({', '.join(f'{name}: {soa!r}' for name, soa in self.items())})"
-
-    def _repr_html_(self) -> str:
-        from ._draw import html, section_of
-
-        places = self.layout.places(self.rows)
-        return html([section_of(soa, name, places[name][0]) for name, soa in self.items()])

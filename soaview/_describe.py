@@ -1,19 +1,37 @@
-"""A layout for people: its memory map."""
+"""A layout for people: where its fields lie, as a table and a bar of text."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
-from ._draw import bar
-from ._fields import shown
+from ._fields import Column, Scalar, shown
 
 if TYPE_CHECKING:
     from ._layout import Layout
 
+_CELLS = 60
+"""Characters of the bar."""
 
-def memory_map(layout: Layout, rows: int) -> str:
-    """`Layout.describe`."""
-    table = [["field", "dtype", "shape", "offset", "pitch", "bytes", "padding"]]
+_DRAWN = 16
+"""Fields in it, at most."""
+
+
+class Extent(NamedTuple):
+    """A field's part of the memory, in bytes; `padding` is how many of `nbytes` hold no value."""
+
+    field: Column | Scalar
+    shape: str
+    offset: int
+    pitch: int
+    nbytes: int
+    padding: int
+
+
+def extents(layout: Layout, rows: int) -> list[Extent]:
+    """Where each field lies; together they are the whole buffer."""
+    found = []
     for f in layout.fields:
         pitch = layout.pitch(f.name, rows)
         used = f.components * f.itemsize * (rows if f.per_row else 1)
@@ -21,15 +39,80 @@ def memory_map(layout: Layout, rows: int) -> str:
         shape = str((rows, *f.shape)) if f.per_row else "scalar"
         if len(f.shape) == 2:
             shape += f" {f.order}"
-        numbers = (layout.offset(f.name, rows), pitch, total, total - used)
-        table.append([shown(f.name), f.dtype, shape, *map(str, numbers)])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        found.append(Extent(f, shape, layout.offset(f.name, rows), pitch, total, total - used))
+    return found
+
+
+def memory_map(layout: Layout, rows: int) -> str:
+    """`Layout.describe`."""
+    table = [["field", "dtype", "shape", "offset", "pitch", "bytes", "padding"]]
+    found = extents(layout, rows)
+    for e in found:
+        numbers = e.offset, e.pitch, e.nbytes, e.padding
+        table.append([shown(e.field.name), e.field.dtype, e.shape, *map(str, numbers)])
+    columns = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [f"{rows} rows, {layout.nbytes(rows)} bytes, alignment {layout.alignment}"]
-    lines.append(bar(layout, rows))
     for row in table:
         cells = [
             cell.ljust(width) if i < 3 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for i, (cell, width) in enumerate(zip(row, columns, strict=True))
         ]
         lines.append("  ".join(cells))
-    return "\n".join(lines)
+    return "\n".join([*lines, _bar(found)])
+
+
+def widths(sizes: Sequence[int], width: float, least: float) -> list[float]:
+    """Pieces of a length, to scale, but none less than `least` where there is room for that.
+
+    >>> widths([1, 100, 300], 42, 2)
+    [2, 10.0, 30.0]
+    """
+    left, total = width, sum(sizes)
+    if not total:
+        return [width / len(sizes)] * len(sizes)
+    least = min(least, width / len(sizes))
+    found = [least] * len(sizes)
+    # The smallest first: what they take beyond their share is not there for the others.
+    for i in sorted(range(len(sizes)), key=sizes.__getitem__):
+        share = sizes[i] / total * left if total else 0
+        found[i] = max(least, share)
+        left, total = left - found[i], total - sizes[i]
+    return found
+
+
+def cut(found: list[Extent], most: int) -> tuple[list[Extent], list[Extent]]:
+    """Those that are drawn, and the others, which are drawn as one piece."""
+    return (found, []) if len(found) <= most else (found[:most], found[most:])
+
+
+def _bar(found: list[Extent]) -> str:
+    """The memory in one line of text."""
+    drawn, others = cut(found, _DRAWN)
+    sizes = [e.nbytes for e in drawn]
+    if others:
+        sizes.append(sum(e.nbytes for e in others))
+    room = _CELLS - len(sizes) - 1
+    ends = [round(end) for end in accumulate(widths(sizes, room, 2))]
+    cells = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    pieces = [_piece(e, n) for e, n in zip(drawn, cells, strict=False)]
+    legend = {"▓": "scalar", "░": "padding"}
+    if others:
+        pieces.append("·" * cells[-1])
+        legend["·"] = f"{len(others)} more fields"
+    bar = f"│{'│'.join(pieces)}│"
+    said = ", ".join(f"{mark} {what}" for mark, what in legend.items() if mark in bar)
+    return f"{bar} {said}".rstrip()
+
+
+def _piece(e: Extent, cells: int) -> str:
+    """A field in so many characters: each sub-column with its padding, where there is room."""
+    if not e.nbytes:
+        return " " * cells
+    number = e.field.components if cells >= 2 * e.field.components else 1
+    ends = [cells * (i + 1) // number for i in range(number)]
+    piece = ""
+    for begin, end in zip([0, *ends], ends, strict=False):
+        n = end - begin
+        empty = min(max(round(e.padding / e.nbytes * n), 1), n - 1) if e.padding else 0
+        piece += ("█" if e.field.per_row else "▓") * (n - empty) + "░" * empty
+    return piece

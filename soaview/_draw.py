@@ -1,295 +1,388 @@
-"""Pictures of memory: SVG and HTML for notebooks, a bar for terminals.
-
-Text and lines have the page's own colour, and fills are translucent, so that light and dark pages
-both show them. There is no script and no style sheet.
-"""
+"""The memory as a drawing: SVG."""
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Iterable, Sequence
+import unicodedata
+import zlib
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
-from unicodedata import east_asian_width
-from zlib import crc32
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from ._fields import Column, Scalar, shown
+from ._blocks import Blocks
+from ._describe import Extent, cut, extents, widths
+from ._fields import shown
 from ._resolve import numbers_of, resolved
 from ._spec import Spec, columns_of
-from ._views import spec_hint
-from ._why import why_not
+from ._views import check_spec
+from ._why import why_copied, why_not
 
 if TYPE_CHECKING:
     from ._layout import Layout
-    from ._soa import SoA
+    from ._resolve import Pattern
 
-WIDTH, LEAST, STRIP = 960, 18, 36
-"""Of the picture, of a block at least, and how high the strip is: in pixels, as all below."""
-SHOWN = 40
-"""How many fields, and half as many tensors, a picture has; the others are counted."""
-COLUMN, SCALAR, VIEW, GATHER = "#3b82f6", "#a855f7", "#3b82f6", "#f97316"
-CHARACTER = 6.9
-"""How wide one is, at most, in a monospaced font of 11 pixels."""
+MOST = 40
+"""Fields that are drawn one by one, and tensors."""
+
+_WIDTH, _HIGH = 720, 36
+_BAR = 664  # what is left of the width beside the last name
+_LEAST = 16  # of a field: names at a slant stand beside each other
+_SEEN = 3  # of padding, and of a sub-column's values beside it
+_CELL = 6.7  # of a character
+_SLANT = 60
+_SIN, _COS = math.sin(math.radians(_SLANT)), math.cos(math.radians(_SLANT))
+
+_LEGEND = {
+    "c": "column",
+    "s": "scalar",
+    "e": "no bytes",
+    "p": "padding",
+    "v": "strided view",
+    "w": "gather",
+}
+
+_STYLE = """<style>
+svg.soaview:root{color-scheme:light dark;color:CanvasText}
+.soaview text{font:11px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;\
+fill:currentColor;pointer-events:none}
+.soaview .t{font-weight:bold}
+.soaview .q{opacity:.75}
+.soaview .c,.soaview .s,.soaview .e,.soaview .m{stroke:currentColor;stroke-opacity:.8}
+.soaview .c{fill:#3b82f6;fill-opacity:.25}
+.soaview .s{fill:#a855f7;fill-opacity:.35}
+.soaview .e,.soaview .m{fill:#888;fill-opacity:.12;stroke-dasharray:4 3}
+.soaview .i{stroke:currentColor;stroke-opacity:.4;pointer-events:none}
+.soaview .g{stroke-dasharray:2 3}
+.soaview .d{fill:currentColor;pointer-events:none}
+.soaview .h,.soaview .p{pointer-events:none}
+.soaview .h{stroke:currentColor;stroke-width:1.6;stroke-opacity:.75}
+.soaview .v{fill:#0d9488;stroke:#0d9488}
+.soaview .w{fill:#ea580c;stroke:#ea580c}
+.soaview .j{stroke-width:2;fill:none}
+.soaview .w .j{stroke-dasharray:4 3}
+</style>"""
 
 
-class Section(NamedTuple):
-    """One layout's part of a buffer."""
+class _Box(NamedTuple):
+    """What one piece of a bar is drawn from.
 
+    Attributes:
+        label: above it.
+        title: its tooltip.
+        kind: the class of its colours: of a column, a scalar, what is empty, the others.
+        nbytes, padding: in bytes.
+        parts: into how many equal parts it may be cut, the finest first.
+    """
+
+    label: str
     title: str
-    layout: Layout
-    rows: int
-    first: int
-    spec: Spec | None
+    kind: str
+    nbytes: int
+    padding: int = 0
+    parts: tuple[int, ...] = (1,)
 
 
-class _Block(NamedTuple):
-    """A field's place in the picture; of those that are left out there is one together."""
+class _Place(NamedTuple):
+    """Where a box is, in units of the drawing."""
 
-    names: tuple[str, ...]
-    field: Column | Scalar | None
     x: float
     width: float
-    first: int
-    nbytes: int
 
 
-def svg(sections: Sequence[Section]) -> str:
-    """A picture of one buffer: a strip for each section, and under it a line for each tensor."""
-    hatch = f"soaview-{crc32(repr(sections).encode()):08x}"  # pages hold more than one picture
-    body, y = [], 0.0
-    for section in sections:
-        lines, height = _section(section, y, f"url(#{hatch})")
-        body += lines
-        y += height
-    pattern = (
-        f'<pattern id="{hatch}" width="4" height="4" patternUnits="userSpaceOnUse">'
-        f'<path d="M-1 1l2-2M0 4l4-4M3 5l2-2" stroke="currentColor" stroke-opacity=".7"/></pattern>'
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y:g}" width="{WIDTH}" '
-        f'role="img" aria-label="memory map" font-family="monospace" font-size="11" '
-        f'fill="currentColor" style="max-width:100%;height:auto">{pattern}'
-        f"{''.join(body)}</svg>"
-    )
+class _Drawing:
+    """Lines of text, bars and tensors, one under another."""
+
+    def __init__(self, about: str) -> None:
+        self._drawn: list[str] = []
+        self._legend: set[str] = set()
+        self._y = 0.0
+        # A page may hide one drawing, and with it what others find under the same name.
+        self._hatch = f"soaview-{zlib.crc32(about.encode(errors='replace')):08x}"
+
+    def text(self, text: str, more: str = "") -> None:
+        """One line; what is in `text` is bold."""
+        self._y += 16
+        bold = f'<tspan class="t">{escape(text, quote=False)}</tspan>' if text else ""
+        line = f"{bold}{escape(more, quote=False)}"
+        self._drawn.append(f'<text x="0" y="{_n(self._y - 4)}"{_length(text + more)}>{line}</text>')
+
+    def gap(self) -> None:
+        """Before something else."""
+        self._y += 10
+
+    def bar(self, boxes: Sequence[_Box]) -> list[_Place]:
+        """The memory, from left to right; where its boxes are."""
+        found = widths([box.nbytes for box in boxes], _BAR, _LEAST)
+        ends = accumulate(found, initial=0.0)
+        places = [_Place(x, width) for x, width in zip(ends, found, strict=False)]
+        labels = [cut_text(box.label, 16) for box in boxes]
+        self._y += max(_above(label, width) for label, width in zip(labels, found, strict=True))
+        self._names(labels, places)
+        for box, (x, width) in zip(boxes, places, strict=True):
+            self._drawn.append(
+                f'<path class="{box.kind}" d="{_rect(x, self._y, width, _HIGH)}">'
+                f"<title>{escape(box.title, quote=False)}</title></path>"
+            )
+        self._inside(boxes, places)
+        self._y += _HIGH + 14
+        total = cut_text(str(sum(box.nbytes for box in boxes)), 80)
+        self._drawn.append(
+            f'<text class="q" x="0" y="{_n(self._y - 2)}">0</text><text class="q" x="{_BAR}" '
+            f'y="{_n(self._y - 2)}" text-anchor="end">{total} bytes</text>'
+        )
+        self._legend |= {box.kind for box in boxes}
+        return places
+
+    def _names(self, labels: list[str], places: list[_Place]) -> None:
+        """Each above its box: lying, or at a slant; the page is turned for all of those at once."""
+        lying, slanted = "", ""
+        for label, (x, width) in zip(labels, places, strict=True):
+            text = f"{_length(label)}>{escape(label, quote=False)}</text>"
+            middle = x + width / 2
+            if _lies(label, width):
+                lying += f'<text x="{_n(middle)}" y="{_n(self._y - 5)}"{text}'
+            else:
+                along, y = middle + 3, self._y - 4
+                turned = along * _COS - y * _SIN, along * _SIN + y * _COS
+                slanted += f'<text x="{_n(turned[0])}" y="{_n(turned[1])}"{text}'
+        if lying:
+            self._drawn.append(f'<g text-anchor="middle">{lying}</g>')
+        if slanted:
+            self._drawn.append(f'<g transform="rotate(-{_SLANT})">{slanted}</g>')
+
+    def _inside(self, boxes: Sequence[_Box], places: list[_Place]) -> None:
+        """What is seen in the boxes: sub-columns, padding, what marks a scalar."""
+        ticks: list[str] = []
+        coarse: list[str] = []  # where not every sub-column has one
+        padding: list[str] = []
+        marks: list[str] = []
+        for box, (x, width) in zip(boxes, places, strict=True):
+            number = next((n for n in box.parts if width / n >= 2 * _SEEN), 1)
+            part = width / number
+            lines = [f"M{_n(x + i * part)} {_n(self._y)}v{_HIGH}" for i in range(1, number)]
+            (ticks if number == box.parts[0] else coarse).extend(lines)
+            if box.padding:
+                empty = min(max(box.padding / box.nbytes * part, _SEEN), part - _SEEN)
+                firsts = [x + i * part - empty for i in range(1, number + 1)]
+                padding += [_rect(first, self._y, empty, _HIGH) for first in firsts]
+                self._legend.add("p")
+            if box.kind == "s":
+                marks.append(f"M{_n(x + width / 2)} {_n(self._y + _HIGH / 2 - 4)}l4 4-4 4-4-4z")
+        hatched = f'p" fill="url(#{self._hatch})'
+        for kind, lines in ((hatched, padding), ("i", ticks), ("i g", coarse), ("d", marks)):
+            if lines:
+                self._drawn.append(f'<path class="{kind}" d="{"".join(lines)}"/>')
+
+    def tensor(self, name: str, said: str, title: str, kind: str, places: list[_Place]) -> None:
+        """One tensor under the bar that has just been drawn, its columns joined."""
+        self._legend.add(kind)
+        name = cut_text(shown(name), 32)
+        indent = " " * (_cells(name) + 1)
+        first, *lines = _wrapped(said, indent)
+        self._y += 4
+        self.text(name, first[len(indent) - 1 :])
+        for line in lines:
+            self.text("", line)
+        begin, end = min(p.x for p in places), max(p.x + p.width for p in places)
+        joined = ""
+        if len(places) > 1:
+            joined = f'<path class="j" d="M{_n(begin)} {_n(self._y + 5)}H{_n(end)}"/>'
+        pieces = "".join(_rect(x + 1, self._y + 1, width - 2, 8) for x, width in places)
+        self._drawn.append(
+            f'<g class="{kind}"><title>{escape(title, quote=False)}</title>{joined}'
+            f'<path d="{pieces}"/></g>'
+        )
+        self._y += 14
+
+    def svg(self, said: str) -> str:
+        """All of it; `said` is what it shows, for who does not see it."""
+        x, self._y = 0.0, self._y + 24
+        y = self._y - 12
+        for kind, what in _LEGEND.items():
+            if kind not in self._legend:
+                continue
+            shape = _rect(x, y, 14, 10)
+            mark = {
+                "s": f'<path class="d" d="M{_n(x + 7)} {_n(y + 1)}l4 4-4 4-4-4z"/>',
+                "p": f'<path class="p" fill="url(#{self._hatch})" d="{shape}"/>',
+            }
+            self._drawn.append(
+                f'<path class="{"c" if kind == "p" else kind}" d="{shape}"/>{mark.get(kind, "")}'
+                f'<text x="{_n(x + 20)}" y="{_n(y + 9)}">{what}</text>'
+            )
+            x += 20 + len(what) * _CELL + 20
+        high = math.ceil(self._y + 4)
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="soaview" role="img" '
+            f'aria-label="{escape(said)}" width="{_WIDTH}" height="{high}" '
+            f'viewBox="-1 0 {_WIDTH} {high}" style="max-width:100%;height:auto">{_STYLE}'
+            f'<pattern id="{self._hatch}" width="4" height="4" patternUnits="userSpaceOnUse" '
+            f'patternTransform="rotate(45)"><path class="h" d="M2 0v4"/></pattern>'
+            f"{''.join(self._drawn)}</svg>"
+        )
 
 
-def _section(section: Section, y: float, hatch: str) -> tuple[list[str], float]:
-    """What is drawn of one, from `y` on, and how high it is."""
-    layout, rows = section.layout, section.rows
-    nbytes, blocks = layout.nbytes(rows), _blocks(layout, rows)
-    out = [_text(0, y + 12, section.title)]
-    strip = y + 38
-    ticks: list[str] = []
-    for block in blocks:
-        out.append(_block(block, section, strip, hatch))
-        ticks += _ticks(block, strip)
-        label = shown(block.names[0]) if block.field else f"+{len(block.names)}"
-        if _width(label) + 4 <= block.width:
-            out.append(_text(block.x + 2, strip - 5, label))
-    edges = "".join(f"M{block.x:.1f} {strip - 3:g}v{STRIP + 6}" for block in blocks)
-    out.append(f'<path d="{edges}M{WIDTH} {strip - 3:g}v{STRIP + 6}" stroke="currentColor"/>')
-    if ticks:
-        out.append(f'<path d="{"".join(ticks)}" stroke="currentColor" stroke-opacity=".35"/>')
-    end = f"byte {section.first + nbytes:,}"
-    out.append(_text(0, strip + STRIP + 13, f"byte {section.first:,}"))
-    out.append(_text(WIDTH, strip + STRIP + 13, end, ' text-anchor="end"'))
-    below = strip + STRIP + 24
-    if section.spec is not None:
-        for drawn, height in _tensors(section, blocks, below):
-            out += drawn
-            below += height
-    return out, below - y + 6
+def svg_of(layout: Layout, rows: int, spec: Spec | None) -> str:
+    """`Layout.to_svg`."""
+    drawing = _Drawing(f"{layout!r} {rows} {spec!r}")
+    said = f"{rows} rows, {layout.nbytes(rows)} bytes, alignment {layout.alignment}"
+    drawing.text(cut_text(said, 100))
+    _draw_layout(drawing, layout, rows, spec, MOST)
+    return drawing.svg(said)
 
 
-def _blocks(layout: Layout, rows: int) -> list[_Block]:
-    """To scale, but for a least width that each has."""
-    fields = layout.fields
-    drawn: list[tuple[Column | Scalar, ...]] = [(field,) for field in fields[:SHOWN]]
-    if fields[SHOWN:]:
-        drawn.append(fields[SHOWN:])
-    starts = [layout.offset(group[0].name, rows) for group in drawn] + [layout.nbytes(rows)]
-    least = min(LEAST, WIDTH / len(drawn)) if starts[-1] else WIDTH / len(drawn)
-    scale = (WIDTH - least * len(drawn)) / (starts[-1] or 1)
-    found, x = [], 0.0
-    for group, first, end in zip(drawn, starts, starts[1:], strict=False):
-        width = least + (end - first) * scale
-        names = tuple(field.name for field in group)
-        field = group[0] if len(drawn) <= SHOWN or group is not drawn[-1] else None
-        found.append(_Block(names, field, x, width, first, end - first))
-        x += width
+def svg_of_blocks(blocks: Blocks, rows: Mapping[str, int], specs: Mapping[str, Spec] | None) -> str:
+    """`Blocks.to_svg`: the whole buffer, then each of the blocks."""
+    if isinstance(specs, Spec) or not isinstance(specs, (Mapping, type(None))):
+        raise TypeError(
+            f"spec must be a mapping from block to Spec, such as "
+            f"{{{next(iter(blocks))!r:.80}: Spec(...)}}, got {type(specs).__name__}"
+        )
+    for name in specs or {}:
+        blocks[name]
+    drawing = _Drawing(f"{blocks!r} {dict(rows)!r} {dict(specs or {})!r}")
+    said = f"{len(blocks)} blocks, {blocks.nbytes(rows)} bytes, alignment {blocks.alignment}"
+    drawing.text(cut_text(said, 100))
+    places = blocks._places(rows)
+    boxes = []
+    drawn = drawn_of(blocks)
+    for name in drawn:
+        place = places[name]
+        title = f"{cut_text(shown(name), 32)}: {rows[name]} rows\n{_bytes(*place)}"
+        boxes.append(_Box(shown(name), title, "c" if place[1] else "e", place[1]))
+    if others := [*places.values()][len(drawn) :]:
+        boxes.append(_others("blocks", others))
+    drawing.bar(boxes)
+    for name, most in drawn.items():
+        first, nbytes = places[name]
+        drawing.gap()
+        at = f": from byte {first} on, {rows[name]} rows, {nbytes} bytes"
+        drawing.text(cut_text(shown(name), 32), cut_text(at, 75))
+        _draw_layout(drawing, blocks[name], rows[name], (specs or {}).get(name), most)
+    if others:
+        drawing.text("", f"... {len(others)} more blocks")
+    return drawing.svg(said)
+
+
+def drawn_of(blocks: Blocks) -> dict[str, int]:
+    """Of each block that is drawn, how many fields may be: `MOST` in all, a block counts as two.
+
+    >>> from soaview import Column, Layout
+    >>> blocks = Blocks({name: Layout([Column("x", "int8")]) for name in "abcdefghijklmnopq"})
+    >>> len(drawn_of(blocks)), drawn_of(blocks)["n"]
+    (14, 1)
+    """
+    found, left = {}, MOST
+    for name, layout in blocks.items():
+        if left < 1:
+            break
+        found[name] = left
+        left -= len(layout) + 2
     return found
 
 
-def _block(block: _Block, section: Section, y: float, hatch: str) -> str:
-    """One block with its padding; numbers are in its tooltip."""
-    layout, rows, first = section.layout, section.rows, section.first + block.first
-    where = f"bytes {first:,} to {first + block.nbytes:,}"
-    if block.field is None:
-        title = f"{len(block.names):,} more fields: {where}"
-        return _rect(block.x, y, block.width, STRIP, "currentColor", 0.12, title)
-    field, pitch = block.field, layout.pitch(block.names[0], rows)
-    used = field.itemsize * (rows if field.per_row else 1)
-    kind = f"{(rows, *field.shape)}" if field.per_row else "scalar"
+def _draw_layout(
+    drawing: _Drawing, layout: Layout, rows: int, spec: Spec | None, most: int
+) -> None:
+    """A bar of at most so many fields, and a line for each tensor."""
+    drawn, others = cut(extents(layout, rows), most)
+    boxes = [_box(e) for e in drawn]
+    if others:
+        boxes.append(_others("fields", [(e.offset, e.nbytes) for e in others]))
+    places = drawing.bar(boxes)
+    if spec is None:
+        return
+    check_spec(spec)
+    at = {e.field.name: place for e, place in zip(drawn, places, strict=False)}
+    patterns = [resolved(layout, name, entry, False) for name, entry in spec.items()]
+    for pattern, entry in zip(patterns[:MOST], spec.values(), strict=False):
+        said, title = _said(layout, pattern, rows)
+        joined = {at.get(name, places[-1]): None for name in columns_of(entry)}
+        drawing.tensor(pattern.name, said, title, "w" if pattern.columns else "v", [*joined])
+    if len(patterns) > MOST:
+        drawing.text("", f"... {len(patterns) - MOST} more tensors")
+
+
+def _box(e: Extent) -> _Box:
+    """A field's."""
+    f = e.field
     title = (
-        f"{shown(field.name)}: {field.dtype} {kind}, {where}, pitch {pitch:,}, padding "
-        f"{pitch - used:,} of each {pitch:,}"
+        f"{cut_text(shown(f.name), 32)}: {f.dtype} {cut_text(e.shape, 32)}\n"
+        f"{_bytes(e.offset, e.nbytes)}, pitch {e.pitch}, {e.padding} padding"
     )
-    color = COLUMN if field.per_row else SCALAR
-    out = _rect(block.x, y, block.width, STRIP, color, 0.35, title)
-    if pitch > used:
-        parts = field.components if block.width / field.components >= 12 else 1
-        step = block.width / parts
-        width = max(3.0, step * (pitch - used) / pitch)
-        for part in range(parts):
-            at = block.x + (part + 1) * step - width
-            out += f'<path d="M{at:.1f} {y:g}h{width:.1f}v{STRIP}h-{width:.1f}z" fill="{hatch}"/>'
-    if not field.per_row:
-        middle = block.x + block.width / 2
-        out += f'<circle cx="{middle:.1f}" cy="{y + STRIP / 2:g}" r="4"/>'
-    return out
+    outer = 1 if len(f.shape) < 2 else f.shape[f.order == "F"]
+    kind = "e" if not e.nbytes else "c" if f.per_row else "s"
+    return _Box(shown(f.name), title, kind, e.nbytes, e.padding, (f.components, outer))
 
 
-def _ticks(block: _Block, y: float) -> Iterable[str]:
-    """Between a block's components, where these are wide enough to be told apart."""
-    parts = block.field.components if block.field else 1
-    if block.width / parts >= 4:
-        for part in range(1, parts):
-            yield f"M{block.x + part * block.width / parts:.1f} {y:g}v{STRIP}"
+def _others(what: str, places: list[tuple[int, int]]) -> _Box:
+    """All that is not drawn one by one."""
+    said, nbytes = f"{len(places)} more {what}", sum(n for _, n in places)
+    return _Box(f"{len(places)} more", f"{said}\n{_bytes(places[0][0], nbytes)}", "m", nbytes)
 
 
-def _tensors(section: Section, blocks: list[_Block], y: float) -> Iterable[tuple[list[str], float]]:
-    """For each tensor what is drawn, from where the last one ends, and how high it is."""
-    layout, rows, spec = section.layout, section.rows, section.spec
-    assert spec is not None
-    place = {name: block for block in blocks for name in block.names}
-    for name, entry in list(spec.items())[: SHOWN // 2]:
-        pattern, columns = resolved(layout, name, entry, False), columns_of(entry)
-        said = f"{shown(name)}: {pattern.dtype} "
-        if pattern.columns:
-            why = why_not(layout, columns, rows, False)
-            color, said = GATHER, f"{said}{(rows, *pattern.shape)}, gathered, for {why}"
-        else:
-            _, _, _, shape, strides, _ = numbers_of(layout, pattern, rows, 0, rows)
-            color, said = VIEW, f"{said}{shape}, a view with strides {strides}"
-        lines = textwrap.wrap(said, int((WIDTH - 14) / CHARACTER))[:4]
-        out = [f'<rect y="{y + 2:g}" width="9" height="9" fill="{color}"/>']
-        out += [_text(14, y + 11 + 14 * number, line) for number, line in enumerate(lines)]
-        bar = y + 14 * len(lines) + 6
-        places = [place[column] for column in columns]
-        middles = [block.x + block.width / 2 for block in places]
-        if len(places) > 1:
-            span = f"M{min(middles):.1f} {bar + 3:g}H{max(middles):.1f}"
-            out.append(f'<path d="{span}" stroke="{color}" stroke-width="2"/>')
-        for block in dict.fromkeys(places):
-            out.append(
-                f'<rect x="{block.x + 1:.1f}" y="{bar:g}" width="{block.width - 2:.1f}" height="6" '
-                f'fill="{color}"/>'
-            )
-        yield out, bar + 16 - y
-        y = bar + 16
-    if (left := len(spec) - SHOWN // 2) > 0:
-        yield [_text(14, y + 11, f"and {left:,} more tensors")], 18
+def _bytes(offset: int, nbytes: int) -> str:
+    return f"offset {offset}, {nbytes} bytes"
 
 
-def _rect(
-    x: float, y: float, width: float, height: float, fill: str, opacity: float, title: str
-) -> str:
-    return (
-        f'<rect x="{x:.1f}" y="{y:g}" width="{width:.1f}" height="{height:g}" fill="{fill}" '
-        f'fill-opacity="{opacity}"><title>{escape(title)}</title></rect>'
+def _said(layout: Layout, pattern: Pattern, rows: int) -> tuple[str, str]:
+    """What stands beside a tensor, and its tooltip; the engine knows, and says why."""
+    if pattern.columns:
+        why = why_not(layout, pattern.columns, rows, False)
+        out = why_copied(layout, pattern.columns, rows, False)
+        return f"gather of {len(pattern.columns)} columns: {why}", cut_text(out, 600)
+    _, dtype, _, shape, strides, offset = numbers_of(layout, pattern, rows, 0, rows)
+    said = f"{dtype}, shape {shape}, strides {strides}"
+    return f"strided view: {said}", f"{said}, offset {offset}; all but dtype and shape in elements"
+
+
+def _n(number: float) -> str:
+    """A number of the drawing, short."""
+    return f"{round(number, 1):.12g}"
+
+
+def _rect(x: float, y: float, width: float, height: float) -> str:
+    """A path's text."""
+    return f"M{_n(x)} {_n(y)}h{_n(width)}v{_n(height)}h-{_n(width)}z"
+
+
+def _lies(label: str, width: float) -> bool:
+    """Whether a name has room above its box; else it stands at a slant."""
+    return _cells(label) * _CELL + 6 <= width
+
+
+def _above(label: str, width: float) -> float:
+    """How much room a name takes above its box."""
+    slanted = 10 + _cells(label) * _CELL * _SIN
+    return 16 if _lies(label, width) else max(16, slanted)
+
+
+def _cells(text: str) -> int:
+    """How many characters of the usual width a text takes."""
+    return sum(
+        0
+        if unicodedata.category(c) in ("Mn", "Me")
+        else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
     )
 
 
-def _text(x: float, y: float, text: str, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:g}"{more}>{escape(text)}</text>'
+def cut_text(text: str, most: int) -> str:
+    """A text that takes at most so many cells."""
+    if _cells(text) <= most:
+        return text
+    ends = accumulate(map(_cells, text))
+    return text[: sum(end < most for end in ends)] + "…"
 
 
-def _width(text: str) -> float:
-    return CHARACTER * sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
+def _length(text: str) -> str:
+    """What makes a text as wide as was thought: of scripts beside Latin fonts differ."""
+    return "" if text.isascii() else f' textLength="{_n(max(_cells(text), 1) * _CELL)}"'
 
 
-def title_of(layout: Layout, rows: int, what: str) -> str:
-    """The line above a strip."""
-    return (
-        f"{shown(what)}: {rows:,} rows, {layout.nbytes(rows):,} bytes, alignment {layout.alignment}"
-    )
-
-
-def drawn(layout: Layout, rows: int, spec: Spec | None) -> str:
-    """`Layout.to_svg`."""
-    if spec is not None and not isinstance(spec, Spec):
-        raise TypeError(f"spec must be a Spec, got {type(spec).__name__}{spec_hint(spec)}")
-    return svg([Section(title_of(layout, rows, "layout"), layout, rows, 0, spec)])
-
-
-def html_of_layout(layout: Layout, what: str = "layout") -> str:
-    """Of a layout alone, which has no row count: as of a thousand rows."""
-    title = title_of(layout, 1000, f"{shown(what)}, drawn for")
-    return html([(Section(title, layout, 1000, 0, None), None)])
-
-
-def section_of(soa: SoA, what: str = "SoA", first: int = 0) -> tuple[Section, SoA]:
-    """An SoA's whole memory, from a byte on; of a slice it says which rows these are."""
-    if soa.rows != soa.capacity:
-        what = f"{what}, rows {soa.start:,} to {soa.start + soa.rows:,} of those below"
-    title = title_of(soa.layout, soa.capacity, f"{what} on {soa.device}")
-    return Section(title, soa.layout, soa.capacity, first, None), soa
-
-
-def html(parts: Iterable[tuple[Section, SoA | None]]) -> str:
-    """Of each section a table of its fields, with first values of an SoA on the host, and a map."""
-    out = []
-    for section, soa in parts:
-        layout, rows = section.layout, section.rows
-        heads = ["field", "dtype", "shape", "offset", "pitch", *(["first values"] if soa else [])]
-        lines = [heads]
-        for field in layout.fields[:SHOWN]:
-            shape = f"{(rows, *field.shape)}" if field.per_row else "scalar"
-            numbers = (
-                section.first + layout.offset(field.name, rows),
-                layout.pitch(field.name, rows),
-            )
-            cells = [shown(field.name), field.dtype, shape, *(f"{n:,}" for n in numbers)]
-            lines.append([*cells, *([_first_values(soa, field.name)] if soa else [])])
-        left = len(layout.fields) - SHOWN
-        more = f"<div>and {left:,} more fields</div>" if left > 0 else ""
-        rows_of_it = "".join(
-            f"<tr>{''.join(f'<{kind}>{escape(cell)}</{kind}>' for cell in line)}</tr>"
-            for kind, line in zip(["th", *["td"] * SHOWN], lines, strict=False)
-        )
-        out.append(f"<table>{rows_of_it}</table>{more}{svg([section])}")
-    return f"<div>{''.join(out)}</div>"
-
-
-def _first_values(soa: SoA, name: str) -> str:
-    """Of a column three, of vectors and matrices the first; where NumPy has them at hand."""
-    if not soa.buffer.on_host or soa.buffer.piecewise:
-        return f"on {soa.device}"
-    field = soa.layout[name]
-    try:
-        values: np.ndarray[Any, Any] = soa[name]
-    except TypeError:  # a dtype that NumPy does not have here
-        return ""
-    some = values[:1] if field.shape or not field.per_row else values[:3]
-    more = " ..." * (len(values) > len(some)) if field.per_row else ""
-    text = np.array2string(some.reshape(-1), precision=4, threshold=6, edgeitems=2)
-    return f"{text}{more}"[:80]
-
-
-def bar(layout: Layout, rows: int, cells: int = 72) -> str:
-    """The memory in one line: each field's share, by turns dark and light, `░` its padding."""
-    blocks = layout.fields
-    if len(blocks) > cells // 2:
-        blocks = blocks[: cells // 2]
-    spare, total = cells - 2 * len(blocks), layout.nbytes(rows) or 1
-    out = []
-    for number, field in enumerate(blocks):
-        pitch = layout.pitch(field.name, rows)
-        used = field.itemsize * (rows if field.per_row else 1)
-        width = 2 + spare * pitch * field.components // total
-        padding = max(1, width * (pitch - used) // pitch) if pitch > used else 0
-        mark = "█▓"[number % 2] if field.per_row else "•"
-        out.append(mark * (width - padding) + "░" * padding)
-    return "".join(out) + "…" * (len(layout.fields) > len(blocks))
+def _wrapped(text: str, indent: str) -> list[str]:
+    """At most three lines."""
+    most = int(_WIDTH / _CELL) // (1 if text.isascii() else 2)
+    return textwrap.wrap(text, most, initial_indent=indent, max_lines=3, placeholder=" …")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -98,20 +97,3 @@ def dtype_name(dtype: object) -> str:
 
 _ELSEWHERE = {"float": "float32", "double": "float64", "halffloat": "float16", "boolean": "bool"}
 """What other libraries call a dtype, in small letters: Arrow its floats, others bool."""
-
-
-def total_of(
-    scalars: int, columns: tuple[tuple[int, int], ...], alignment: int
-) -> Callable[[int], int]:
-    """Bytes at a row count: those of scalars, and of so many components of each item size.
-
-    An event loop asks for a new row count every time, and most layouts have one or two sizes.
-    """
-    up, mask = alignment - 1, -alignment  # for the alignment is a power of two
-    if len(columns) == 1:
-        [(n, size)] = columns
-        return lambda rows: scalars + n * (rows * size + up & mask)
-    if len(columns) == 2:
-        (n, size), (m, other) = columns
-        return lambda rows: scalars + n * (rows * size + up & mask) + m * (rows * other + up & mask)
-    return lambda rows: scalars + sum([n * (rows * size + up & mask) for n, size in columns])

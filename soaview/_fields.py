@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -207,3 +207,43 @@ def check_alignment(value: object, fields: tuple[Column | Scalar, ...]) -> int:
             f"{widest.name!r} is {widest.dtype} ({widest.itemsize} bytes)"
         )
     return alignment
+
+
+def arranged(
+    fields: tuple[Column | Scalar, ...], alignment: int
+) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]], Callable[[int], int]]:
+    """Where fields lie one after another, for every row count.
+
+    Returns:
+        The item sizes that there are. By name, where the field starts, in units of `alignment`
+        bytes: a constant, and how many times the units that a component of each size takes. And
+        what gives the bytes of all of them at a row count.
+    """
+    sizes = tuple(sorted({f.itemsize for f in fields}))
+    starts: dict[str, tuple[int, ...]] = {}
+    position = [0] * (1 + len(sizes))
+    for f in fields:
+        starts[f.name] = tuple(position)
+        if f.per_row:
+            position[1 + sizes.index(f.itemsize)] += f.components
+        else:
+            position[0] += 1
+    columns = tuple(pair for pair in zip(position[1:], sizes, strict=True) if pair[0])
+    return sizes, starts, _total_of(position[0] * alignment, columns, alignment)
+
+
+def _total_of(
+    scalars: int, columns: tuple[tuple[int, int], ...], alignment: int
+) -> Callable[[int], int]:
+    """Bytes at a row count: those of scalars, and of so many components of each item size.
+
+    An event loop asks for a new row count every time, and most layouts have one or two sizes.
+    """
+    up, mask = alignment - 1, -alignment  # for the alignment is a power of two
+    if len(columns) == 1:
+        [(n, size)] = columns
+        return lambda rows: scalars + n * (rows * size + up & mask)
+    if len(columns) == 2:
+        (n, size), (m, other) = columns
+        return lambda rows: scalars + n * (rows * size + up & mask) + m * (rows * other + up & mask)
+    return lambda rows: scalars + sum([n * (rows * size + up & mask) for n, size in columns])

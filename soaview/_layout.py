@@ -11,8 +11,8 @@ import numpy as np
 
 from ._buffer import Buffer, HostBuffer
 from ._device import buffer_of, located, pointed
-from ._dtypes import BYTE, INT64_MAX, check_capacity, check_rows, total_of
-from ._fields import Column, Scalar, check_alignment, check_fields, freeze
+from ._dtypes import BYTE, INT64_MAX, check_capacity, check_rows
+from ._fields import Column, Scalar, arranged, check_alignment, check_fields, freeze
 from ._host import aligned_zeros
 from ._json import MAX_BYTES, field_to_dict, fields_from_dict, parse_json
 from ._soa import SoA, bound
@@ -44,6 +44,8 @@ class Layout(Mapping[str, Column | Scalar]):
     1792
     >>> layout.offset("cov", rows=33), layout.pitch("cov", rows=33)
     (256, 384)
+    >>> list(layout), layout["cov"].shape
+    (['pt', 'cov'], (2, 2))
     """
 
     fields: tuple[Column | Scalar, ...]
@@ -60,20 +62,11 @@ class Layout(Mapping[str, Column | Scalar]):
     def __init__(self, fields: Iterable[Column | Scalar], *, alignment: int = 128) -> None:
         fields = check_fields(fields)
         alignment = check_alignment(alignment, fields)
-        sizes = tuple(sorted({f.itemsize for f in fields}))
-        starts: dict[str, tuple[int, ...]] = {}
-        position = [0] * (1 + len(sizes))
-        for f in fields:
-            starts[f.name] = tuple(position)
-            if f.per_row:
-                position[1 + sizes.index(f.itemsize)] += f.components
-            else:
-                position[0] += 1
-        columns = tuple(pair for pair in zip(position[1:], sizes, strict=True) if pair[0])
+        sizes, starts, total = arranged(fields, alignment)
         freeze(self, fields=fields, alignment=alignment, sizes=sizes, starts=starts)
         freeze(
             self,
-            _total=total_of(position[0] * alignment, columns, alignment),
+            _total=total,
             _by_name={f.name: f for f in fields},
             _hash=hash((fields, alignment)),
             plans={},
@@ -157,35 +150,45 @@ class Layout(Mapping[str, Column | Scalar]):
         return -(-rows // step) * step
 
     def describe(self, rows: int) -> str:
-        """The memory map at `rows` rows, as a bar and a table in bytes; padding is `░`.
+        """The memory map at `rows` rows, as a table; offset, pitch, bytes and padding in bytes.
+
+        A matrix's shape is followed by its order; of a long name there is the beginning. The last
+        line draws the memory, its fields to scale where there is room.
 
         >>> layout = Layout([Column("pt", "float32"), Scalar("n", "int32")])
         >>> print(layout.describe(rows=33))
         33 rows, 384 bytes, alignment 128
-        █████████████████████████░░░░░░░░░░░░░░░░░░░░░░•░░░░░░░░░░░░░░░░░░░░░░░
         field  dtype    shape   offset  pitch  bytes  padding
         pt     float32  (33,)        0    256    256      124
         n      int32    scalar     256    128    128      124
+        │████████████████████░░░░░░░░░░░░░░░░░░│▓░░░░░░░░░░░░░░░░░░│ ▓ scalar, ░ padding
         """
         from ._describe import memory_map
 
         return memory_map(self, check_rows(rows))
 
     def to_svg(self, rows: int, spec: Spec | None = None) -> str:
-        """The memory map at `rows` rows as a picture; with a spec, under it what its tensors join.
+        """The memory map as a drawing: SVG, for a page or a file; notebooks draw it by themselves.
 
-        Blocks are to scale, but for a least width; padding is hatched, a scalar has a dot, and
-        numbers are tooltips. Views are blue, and what must be gathered is orange.
+        Fields are to scale, but none less wide than can be seen. Padding is hatched; the numbers,
+        in bytes, are tooltips. Of more than 40 fields the others are one piece, which says so.
 
-        >>> Layout([Column("pt", "float32")]).to_svg(rows=33)[:4]
-        '<svg'
+        Args:
+            rows: how many.
+            spec: each of its tensors is a line under the memory: a view, or why there is none.
+
+        Raises:
+            KeyError, TypeError, ValueError: as `views`; rows that are no such count.
+
+        >>> Layout([Column("pt", "float32")]).to_svg(rows=33)[:26]
+        '<svg xmlns="http://www.w3.'
         """
-        from ._draw import drawn
+        from ._draw import svg_of
 
-        return drawn(self, check_rows(rows), spec)
+        return svg_of(self, check_rows(rows), spec)
 
     def _repr_html_(self) -> str:
-        from ._draw import html_of_layout
+        from ._notebook import html_of_layout
 
         return html_of_layout(self)
 
@@ -314,8 +317,9 @@ class Layout(Mapping[str, Column | Scalar]):
         if type(rows) is not int or not 0 <= rows <= INT64_MAX:
             rows = check_capacity(rows)
         if type(buffer) is np.ndarray and buffer.dtype is BYTE and buffer.ndim == 1:
-            # Plain bytes say no more.
-            memory: Buffer = HostBuffer(buffer, self._total(rows), self.sizes[-1])
+            memory: Buffer = HostBuffer(
+                buffer, self._total(rows), self.sizes[-1]
+            )  # plain bytes say no more
         else:
             memory = buffer_of(buffer, self._total(rows), self.sizes[-1], self._asked(rows))
         return bound(self, memory, rows, 0, rows)

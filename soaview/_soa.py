@@ -277,6 +277,11 @@ class SoA(_Unfrozen):
         copy_rows(self.layout, self.capacity, rows, self.buffer.root, soa.buffer.root)
         return soa
 
+    def _repr_html_(self) -> str:
+        from ._notebook import html_of_soa
+
+        return html_of_soa(self)
+
     def __repr__(self) -> str:
         rows = f"{self.rows} rows"
         if self.rows != self.capacity:
@@ -289,11 +294,6 @@ class SoA(_Unfrozen):
             ]
         )
         return f"SoA({rows}, {self.buffer.nbytes} bytes on {self.device}{readonly}: {fields})"
-
-    def _repr_html_(self) -> str:
-        from ._draw import html, section_of
-
-        return html([section_of(self)])
 
 
 def bound(layout: Layout, buffer: Buffer, capacity: int, start: int, rows: int) -> SoA:

@@ -238,6 +238,12 @@ def views_or_gathers(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View
     return both
 
 
+def check_spec(spec: object) -> None:
+    """Raise unless this is a Spec."""
+    if not isinstance(spec, Spec):
+        raise TypeError(f"spec must be a Spec, got {type(spec).__name__}{spec_hint(spec)}")
+
+
 def check_soa(soa: object) -> None:
     """Raise unless this is an SoA."""
     if not isinstance(soa, SoA):
@@ -258,8 +264,7 @@ def check_copy(copy: object) -> None:
 
 
 def _plan(soa: SoA, spec: Spec, padded: bool) -> Plan:
-    if not isinstance(spec, Spec):
-        raise TypeError(f"spec must be a Spec, got {type(spec).__name__}{spec_hint(spec)}")
+    check_spec(spec)
     check_soa(soa)
     if padded is not False and padded is not True:
         raise TypeError(f"padded must be True or False, got {padded!r:.60}")

@@ -386,6 +386,7 @@ CALLS = {
     "pitch": lambda n: LAYOUT.pitch("x", n),
     "dense_rows": lambda n: LAYOUT.dense_rows(n),
     "describe": lambda n: LAYOUT.describe(n),
+    "to_svg": lambda n: len(LAYOUT.to_svg(n)),
     "alignment": lambda n: Layout([Column("x", "int8")], alignment=n).nbytes(100),
     "shape": lambda n: Column("x", "int8", (n,)).components,
     "matrix": lambda n: Layout([Column("x", "int8", (n, n))]).nbytes(3),

@@ -202,11 +202,11 @@ def test_describe():
     """The memory map names every field, with its numbers in bytes."""
     assert XYZ.describe(33).splitlines() == [
         "33 rows, 1536 bytes, alignment 128",
-        "███████░░░░░░▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓░░░░░░░░░░░░░░░•░░░░░░",
         "field  dtype    shape    offset  pitch  bytes  padding",
         "x      float32  (33,)         0    256    256      124",
         "y      float64  (33, 3)     256    384   1152      360",
         "n      int32    scalar     1408    128    128      124",
+        "│█████░░░░│██████████░░░░██████████░░░░██████████░░░░│▓░░░░│ ▓ scalar, ░ padding",
     ]
 
 

@@ -23,7 +23,8 @@ USE = """if True:
     layout = Layout([Column("x", "float32"), Column("y", "float32"), Scalar("n", "int32")])
     soa = layout.pack({"x": [1.0, 2.0], "y": [3.0, 4.0], "n": 5})
     layout.wrap(soa.buffer.root, 2), views(soa, Spec(xy=["x", "y"])), soa["x"], repr(soa)
-    Layout.from_dict(layout.to_dict()).describe(3)
+    Layout.from_dict(layout.to_dict()).describe(3), soa._repr_html_()
+    layout.to_svg(3, Spec(xy=["x", "y"], yx=["y", "x"]))
     for wrong in (["y", "x"], "z"):
         try:
             views(soa, Spec(t=wrong))

@@ -272,3 +272,24 @@ def test_it_goes_back_into_a_buffer():
     made = jax.jit(lambda s: update(s, Spec(y="y"), [arrays(s, Spec(x="x"))[0] * 2]))(soa)
     write(soa, Spec(y="y"), arrays(made, Spec(y="y")))
     np.testing.assert_array_equal(soa["y"], 2 * soa["x"])
+
+
+def test_what_jax_has_made_is_drawn_without_its_values(monkeypatch):
+    """A notebook shows the map of an SoA that JAX has, also while it traces, and reads nothing."""
+    seen = []
+
+    @jax.jit
+    def look(soa):
+        seen.append(soa._repr_html_())
+        return soa
+
+    monkeypatch.setattr(_leaves.Leaves, "array", lambda leaves, at: 1 / 0)
+    with jax.enable_x64(True):
+        found = look(filled(33))
+    seen.append(found._repr_html_())
+    with pytest.raises(ZeroDivisionError):
+        found["x"]
+    for html in seen:
+        assert "drawn as one buffer, and lies in pieces" in html
+        assert "first values" not in html
+    assert "it is traced" in seen[0]

@@ -69,6 +69,12 @@ def test_the_readme_is_short():
     assert sum(line.startswith("```python") for line in lines) == 2
 
 
+def test_the_picture(run_python):
+    """The documents' picture is what the example draws now."""
+    drawn = run_python(ROOT / "examples" / "picture.py").stdout
+    assert (ROOT / "docs" / "memory.svg").read_text() == drawn
+
+
 def said_by(path):
     """The texts that a module has: of an f-string what stands between its values."""
     for node in ast.walk(ast.parse(path.read_text())):

@@ -39,8 +39,9 @@ LADDER = [
     "_write",
     "_pack",
     "_offsets",
-    "_draw",
     "_describe",
+    "_draw",
+    "_notebook",
     "_explain",
     "",  # the package itself
     "_sizeof",
@@ -62,10 +63,10 @@ OPENED = {
     ("_layout", "_offsets", "check"),
     ("_layout", "_describe", "describe"),
     ("_layout", "_draw", "to_svg"),
-    ("_layout", "_draw", "_repr_html_"),
-    ("_soa", "_draw", "_repr_html_"),
+    ("_layout", "_notebook", "_repr_html_"),
     ("_blocks", "_draw", "to_svg"),
-    ("_blocks", "_draw", "_repr_html_"),
+    ("_blocks", "_notebook", "_repr_html_"),
+    ("_soa", "_notebook", "_repr_html_"),
     ("_soa", "_pack", "__setitem__"),
 }
 """Rooms above that a method opens: importer, imported, method."""
