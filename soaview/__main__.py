@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import Column, Layout, Scalar, SoA, Spec, Value, views
+from ._fields import no_such
 from ._json import MAX_BYTES
 from ._selftest import selftest
-from ._spec import no_such
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 from ._buffer import Buffer, HostBuffer
 from ._device import DeviceBuffer, buffer_of
 from ._dtypes import check_capacity, check_rows
-from ._fields import check_name, freeze
+from ._fields import check_name, freeze, listed, no_such
 from ._host import aligned_zeros
 from ._json import MAX_BYTES, check_keys, parse_json
 from ._layout import Layout
 from ._reduce import rebuild_soa, reduce_soa
 from ._soa import SoA
-from ._spec import Spec, listed, no_such
+from ._spec import Spec
 from ._typed import Asked
 
 

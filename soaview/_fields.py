@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import difflib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -247,3 +249,52 @@ def _total_of(
         (n, size), (m, other) = columns
         return lambda rows: scalars + n * (rows * size + up & mask) + m * (rows * other + up & mask)
     return lambda rows: scalars + sum([n * (rows * size + up & mask) for n, size in columns])
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names, or what else, for a person: the first twenty."""
+    known = list(names)
+    more = f", ... {len(known) - 20} more" if len(known) > 20 else ""
+    return ", ".join(known[:20]) + more
+
+
+def no_such(what: str, name: object, known: Iterable[str]) -> str:
+    """The message for a name that is not there, with the closest one that is."""
+    names = [other[:60] for other in itertools.islice(known, 1000)]  # for difflib is slow
+    folded = {other.casefold(): other for other in names}
+    close = (
+        difflib.get_close_matches(name[:60].casefold(), folded, 1) if isinstance(name, str) else []
+    )
+    hint = f"did you mean {folded[close[0]]!r}?" if close else f"there are {listed(names)}"
+    return f"no {what} {name!r:.80}; {hint}"
+
+
+class Fields(Mapping[str, Column | Scalar]):
+    """Fields by name, in order."""
+
+    __slots__ = ()
+    fields: tuple[Column | Scalar, ...]
+    _by_name: dict[str, Column | Scalar]
+
+    def __getitem__(self, name: str) -> Column | Scalar:
+        """The field of that name.
+
+        Raises:
+            KeyError: naming the closest name there is.
+        """
+        found = self._by_name.get(name) if isinstance(name, str) else None
+        if found is None:
+            raise KeyError(no_such("column", name, self._by_name))
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._by_name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,16 @@ import numpy as np
 from ._buffer import Buffer, HostBuffer
 from ._device import buffer_of, located, pointed
 from ._dtypes import BYTE, INT64_MAX, check_capacity, check_rows
-from ._fields import Column, Scalar, arranged, check_alignment, check_fields, freeze
+from ._fields import Column, Fields, Scalar, arranged, check_alignment, check_fields, freeze, listed
 from ._host import aligned_zeros
 from ._json import MAX_BYTES, field_to_dict, fields_from_dict, parse_json
 from ._soa import SoA, bound
-from ._spec import Spec, listed, no_such
+from ._spec import Spec
 from ._typed import Asked
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
-class Layout(Mapping[str, Column | Scalar]):
+class Layout(Fields):
     """An immutable list of fields; with a row count, every offset follows from it.
 
     It is a mapping from name to field.
@@ -91,29 +91,6 @@ class Layout(Mapping[str, Column | Scalar]):
         alignment = f", alignment={self.alignment}" if self.alignment != 128 else ""
         return f"Layout([{listed(map(repr, self.fields))}]{alignment})"
 
-    def __getitem__(self, name: str) -> Column | Scalar:
-        """The field of that name.
-
-        Raises:
-            KeyError: naming the closest name there is.
-        """
-        found = self._by_name.get(name) if isinstance(name, str) else None
-        if found is None:
-            raise KeyError(no_such("column", name, self._by_name))
-        return found
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._by_name
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_name)
-
-    def __len__(self) -> int:
-        return len(self.fields)
-
-    def _ipython_key_completions_(self) -> list[str]:
-        return list(self)
-
     def nbytes(self, rows: int) -> int:
         """Bytes of the whole buffer at `rows` rows."""
         return self._total(check_rows(rows))
@@ -148,6 +125,28 @@ class Layout(Mapping[str, Column | Scalar]):
         smallest = min((f.itemsize for f in self.fields if f.per_row), default=self.alignment)
         step = self.alignment // smallest
         return -(-rows // step) * step
+
+    @classmethod
+    def arrange(
+        cls, fields: Iterable[Column | Scalar], specs: Spec | list[Spec], *, alignment: int = 128
+    ) -> Layout:
+        """A layout of the fields in an order in which every tensor of the specs is a strided view.
+
+        As they are declared, if that will do. Otherwise fields of equal room stand together, the
+        earliest declared first as far as the tensors allow.
+
+        Raises:
+            ValueError: there is none; it names a few tensors that cannot be had together. Or that
+                was not found out in a second or two, which more than 16 tensors can come to.
+            KeyError, TypeError: as `views`.
+
+        >>> fields = [Column(name, "float32") for name in ("eta", "e", "pt", "phi")]
+        >>> list(Layout.arrange(fields, Spec(x=["pt", "eta", "phi"], y=["e", "pt"])))
+        ['e', 'pt', 'eta', 'phi']
+        """
+        from ._arrange import arrange
+
+        return arrange(fields, specs, alignment)
 
     def describe(self, rows: int) -> str:
         """The memory map at `rows` rows, as a table; offset, pitch, bytes and padding in bytes.

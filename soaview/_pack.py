@@ -12,13 +12,13 @@ import numpy as np
 from ._dtypes import ITEMSIZE, check_rows, numpy_dtype
 from ._frameworks import check_readable
 from ._soa import SoA
-from ._spec import Entry, Value, listed, repeated
+from ._spec import Entry, Value, repeated
 from ._write import check_writable, wrong_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ._fields import Column, Scalar
+    from ._fields import Column, Scalar, listed
     from ._layout import Layout
 
 _PLAIN = {bool, int, float, complex}

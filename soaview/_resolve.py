@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from ._dtypes import ITEMSIZE
 from ._runs import run_numbers
-from ._spec import Entry, Value, columns_of, listed
+from ._spec import Entry, Value, columns_of
 
 if TYPE_CHECKING:
-    from ._fields import Column, Scalar
+    from ._fields import Column, Scalar, listed
     from ._layout import Layout
     from ._strided import Numbers
 

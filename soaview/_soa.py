@@ -9,10 +9,10 @@ import numpy as np
 
 from ._buffer import Buffer, array_arguments, guarded
 from ._dtypes import exact_int
-from ._fields import shown
+from ._fields import listed, shown
 from ._reduce import copy_rows, rebuild_soa, reduce_soa
 from ._resolve import numbers_of, pattern_of
-from ._spec import Entry, Value, checked_entry, listed
+from ._spec import Entry, Value, checked_entry
 from ._strided import Strided, check_bounds
 from ._why import why_not
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import itertools
 import keyword
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, final
+
+from ._fields import no_such
 
 
 @final
@@ -174,21 +174,3 @@ def repeated(names: Iterable[str]) -> str | None:
             return name
         seen.add(name)
     return None
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names, or what else, for a person: the first twenty."""
-    known = list(names)
-    more = f", ... {len(known) - 20} more" if len(known) > 20 else ""
-    return ", ".join(known[:20]) + more
-
-
-def no_such(what: str, name: object, known: Iterable[str]) -> str:
-    """The message for a name that is not there, with the closest one that is."""
-    names = [other[:60] for other in itertools.islice(known, 1000)]  # for difflib is slow
-    folded = {other.casefold(): other for other in names}
-    close = (
-        difflib.get_close_matches(name[:60].casefold(), folded, 1) if isinstance(name, str) else []
-    )
-    hint = f"did you mean {folded[close[0]]!r}?" if close else f"there are {listed(names)}"
-    return f"no {what} {name!r:.80}; {hint}"

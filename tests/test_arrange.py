@@ -1,0 +1,185 @@
+"""`Layout.arrange`: an order of fields in which tensors are views, or which of them cannot be."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soaview import Column, Layout, Scalar, Spec, Value, _arrange, views
+
+ROWS = (0, 1, 33, 1000)
+
+
+def fits(layout, specs):
+    """Whether all tensors are views, at every row count."""
+    try:
+        for spec in specs:
+            for rows in ROWS:
+                views(layout.allocate(rows), spec)
+    except BufferError:
+        return False
+    return True
+
+
+def plain(names, dtype="float32"):
+    return [Column(name, dtype) for name in names]
+
+
+def test_the_declared_order_stays_where_it_will_do():
+    """Nothing is moved without need, whatever stands between."""
+    fields = [*plain("ab"), Column("n", "int8"), *plain("c"), Column("m", "int8"), *plain("d")]
+    spec = Spec(pair=["a", "d"], one="c", apart=["b", "c", "d"])
+    assert list(Layout.arrange(fields, spec)) == ["a", "b", "n", "c", "m", "d"]
+    assert Layout.arrange(fields, []) == Layout(fields)
+    assert Layout.arrange(fields, Spec({}), alignment=64).alignment == 64
+
+
+@pytest.mark.parametrize(
+    ("names", "spec", "wanted"),
+    [
+        ("abc", {"t": ["c", "b", "a"]}, "cba"),
+        ("abcx", {"t": ["a", "x"]}, "abcx"),
+        ("xabc", {"t": ["a", "x"]}, "axbc"),
+        ("abxc", {"t": ["a", "b", "c"]}, "abcx"),
+        ("abcd", {"t": ["a", "b", "d"], "s": ["c", "d"]}, None),
+        ("abcd", {"t": ["a", "b", "c"], "s": ["a", "c"]}, "abcd"),
+        # One step of 1 and one of 2, with something between that neither has.
+        ("abcdef", {"t": ["a", "b", "c"], "s": ["b", "d", "e"]}, None),
+    ],
+)
+def test_small_ones(names, spec, wanted):
+    """The order is one in which the tensors are views, and the one that is expected."""
+    layout = Layout.arrange(plain(names), Spec(spec))
+    assert fits(layout, [Spec(spec)])
+    assert sorted(layout) == sorted(names)
+    if wanted is not None:
+        assert "".join(layout) == wanted
+
+
+def test_several_specs_and_kinds():
+    """Columns, vectors, matrices and scalars of several dtypes, wanted by several models."""
+    fields = [
+        Scalar("s", "float32"), *plain("abc"), Column("u", "float64", (3,)), Column("k", "int8"),
+        Column("v", "float64", (3,)), *plain("d"), Scalar("t", "float32"),
+        Column("w", "float64", (3,)), Column("m", "float32", (2, 2)), Column("n", "float32", (2, 2)), Scalar("r", "float32"),
+    ]  # fmt: skip
+    specs = [
+        Spec(x=["d", "a", "c"], vectors=["w", "u", "v"], k="k"),
+        Spec(y=["d", "c"], scalars=["t", "r", "s"], matrices=["n", "m"], one=Value("s")),
+    ]
+    layout = Layout.arrange(fields, specs)
+    assert fits(layout, specs)
+    assert sorted(layout) == sorted(field.name for field in fields)
+    assert {f.name: f for f in layout.fields} == {f.name: f for f in fields}
+
+
+def test_tensors_that_cannot_be_had_together():
+    """The error names a few of them, and those alone are too many."""
+    fields = plain("abcdefgh")
+    spec = {"fine": ["a", "b", "c"], "up": ["d", "e"], "down": ["e", "d"], "more": ["f", "g", "h"]}
+    with pytest.raises(ValueError, match="'up', 'down'; leave one of them to copy=None") as error:
+        Layout.arrange(fields, Spec(spec))
+    assert "'fine'" not in str(error.value)
+    named = re.findall(r"'(\w+)'", str(error.value))
+    assert fits(Layout.arrange(fields, Spec({n: spec[n] for n in spec if n != named[0]})), [])
+    with pytest.raises(ValueError, match="'t', 't, a, c, b'"):
+        Layout.arrange(fields, [Spec(t=["a", "b", "c"]), Spec(t=["a", "c", "b"])])
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        (Spec(t="z"), KeyError, "tensor 't': no column 'z'"),
+        (Spec(t=["a", "k"]), ValueError, "need one dtype"),
+        (Spec(t=["a", "a"]), ValueError, "tensor 't': no order helps: column 'a' is repeated"),
+        (Spec(t=["a", "s"]), ValueError, "no order helps: columns and scalars are mixed"),
+        (Spec(t=["m", "n"]), ValueError, "no order helps: matrices of order"),
+        (["a"], TypeError, "spec must be a Spec"),
+        ({"t": "a"}, TypeError, "spec must be a Spec"),
+    ],
+)
+def test_what_no_order_helps(spec, error, message):
+    """It is refused before any search."""
+    fields = [
+        *plain("ab"), Column("k", "int8"), Scalar("s", "float32"), Column("m", "float32", (2, 2)),
+        Column("n", "float32", (2, 2), order="C"),
+    ]  # fmt: skip
+    with pytest.raises(error, match=message):
+        Layout.arrange(fields, spec)
+
+
+DTYPES = ("float32", "float64", "int8")
+
+
+@st.composite
+def problems(draw):
+    count = draw(st.integers(1, 6))
+    some = st.sampled_from(DTYPES[: draw(st.integers(1, 3))])
+    dtypes = draw(st.lists(some, min_size=count, max_size=count))
+    fields = [Column(f"f{n}", dtype) for n, dtype in enumerate(dtypes)]
+    tensors = {}
+    for number in range(draw(st.integers(1, 4))):
+        dtype = draw(st.sampled_from(dtypes))
+        same = [f.name for f in fields if f.dtype == dtype]
+        tensors[f"t{number}"] = draw(st.permutations(same))[: draw(st.integers(1, len(same)))]
+    return fields, Spec(tensors)
+
+
+@pytest.mark.slow
+@settings(max_examples=3 * settings.default.max_examples, deadline=None)
+@given(problems())
+def test_against_every_order(problem):
+    """An order is found if there is any, and is one."""
+    fields, spec = problem
+    try:
+        found = Layout.arrange(fields, spec)
+    except ValueError:
+        found = None
+    orders = (Layout(order) for order in itertools.permutations(fields))
+    there = any(_fits_once(layout, spec) for layout in orders)
+    assert (found is not None) == there
+    if found is not None:
+        assert fits(found, [spec])
+        assert sorted(found) == sorted(f.name for f in fields)
+
+
+def _fits_once(layout, spec):
+    try:
+        views(layout.allocate(33), spec)
+    except BufferError:
+        return False
+    return True
+
+
+def planted(seed):
+    """64 fields and 16 tensors that have an order, which is lost."""
+    chance = random.Random(seed)
+    order = [f"f{n}" for n in range(64)]
+    chance.shuffle(order)
+    tensors = {}
+    for number in range(16):
+        length = chance.choice([2, 3, 3, 4, 6])
+        step = chance.choice([1, 1, 1, 2, 3])
+        first = chance.randrange(64 - (length - 1) * step)
+        tensors[f"t{number}"] = [order[first + n * step] for n in range(length)]
+    return plain(f"f{n}" for n in range(64)), Spec(tensors)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_large_ones_take_few_steps(seed, monkeypatch):
+    """64 fields and 16 tensors that share columns: counted in steps, of which one takes 0.1 ms."""
+    monkeypatch.setattr(_arrange, "LIMIT", 2000)
+    fields, spec = planted(seed)
+    assert fits(Layout.arrange(fields, spec), [spec])
+
+
+def test_it_gives_up_in_words(monkeypatch):
+    """A search that is too long ends, and says that nothing was found out."""
+    monkeypatch.setattr(_arrange, "LIMIT", 1)
+    with pytest.raises(ValueError, match="was not found out in 1 steps; ask for fewer of them"):
+        Layout.arrange(plain("abcdef"), Spec(t=["a", "c", "b"], s=["d", "f", "e"]))
