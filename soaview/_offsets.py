@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ._dtypes import INT64_MAX, exact_int
+from ._fields import no_such
 
 if TYPE_CHECKING:
-    from ._fields import no_such
-from ._layout import Layout
+    from ._layout import Layout
 
 _ALIGNMENTS = [1 << power for power in range(13)]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._dtypes import ITEMSIZE, check_rows, numpy_dtype
+from ._fields import listed
 from ._frameworks import check_readable
 from ._soa import SoA
 from ._spec import Entry, Value, repeated
@@ -18,7 +19,7 @@ from ._write import check_writable, wrong_shape
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ._fields import Column, Scalar, listed
+    from ._fields import Column, Scalar
     from ._layout import Layout
 
 _PLAIN = {bool, int, float, complex}

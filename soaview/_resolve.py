@@ -11,11 +11,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ._dtypes import ITEMSIZE
+from ._fields import listed
 from ._runs import run_numbers
 from ._spec import Entry, Value, columns_of
 
 if TYPE_CHECKING:
-    from ._fields import Column, Scalar, listed
+    from ._fields import Column, Scalar
     from ._layout import Layout
     from ._strided import Numbers
 

@@ -66,7 +66,8 @@ def test_several_specs_and_kinds():
     fields = [
         Scalar("s", "float32"), *plain("abc"), Column("u", "float64", (3,)), Column("k", "int8"),
         Column("v", "float64", (3,)), *plain("d"), Scalar("t", "float32"),
-        Column("w", "float64", (3,)), Column("m", "float32", (2, 2)), Column("n", "float32", (2, 2)), Scalar("r", "float32"),
+        Column("w", "float64", (3,)), Column("m", "float32", (2, 2)),
+        Column("n", "float32", (2, 2)), Scalar("r", "float32"),
     ]  # fmt: skip
     specs = [
         Spec(x=["d", "a", "c"], vectors=["w", "u", "v"], k="k"),

@@ -48,6 +48,7 @@ def verdict(adapter, soa, spec):
     return found
 
 
+@pytest.mark.slow_but_every(24)
 @pytest.mark.parametrize(
     "case",
     [c for c in [*CASES, *ODD] if c.dtype in ("float32", "float64", "bfloat16", "bool")],
