@@ -9,7 +9,9 @@ is not tried.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any
 
@@ -20,8 +22,8 @@ from ._spec import Spec, columns_of, repeated
 from ._views import check_spec
 from ._why import why_not
 
-LIMIT = 20_000
-"""Steps of the search in one group: a second or two."""
+LIMIT = 300_000
+"""Numbers that a search puts somewhere before it gives up: a second or two."""
 
 Tensors = Sequence[Sequence[int]]
 
@@ -39,7 +41,7 @@ def arrange(fields: Iterable[Any], specs: Spec | list[Spec], alignment: int) -> 
     for group in groups.values():
         number = {field.name: place for place, field in enumerate(group)}
         tensors = {n: [number[c] for c in cols] for n, cols in wanted.items() if cols[0] in number}
-        order = _order(len(group), list(tensors.values()))
+        order = _order(len(group), list(tensors.values()), LIMIT)
         if order is None:
             raise ValueError(_conflict(len(group), tensors))
         queues.append(_stretches([group[n] for n in order], [[*wanted[n]] for n in tensors]))
@@ -93,31 +95,46 @@ def _conflict(count: int, tensors: dict[str, list[int]]) -> str:
     """Which few tensors have no order."""
     for name in list(tensors):
         fewer = {other: columns for other, columns in tensors.items() if other != name}
-        if _order(count, list(fewer.values())) is None:
-            tensors = fewer
+        try:
+            if _order(count, list(fewer.values()), LIMIT // 10) is None:
+                tensors = fewer
+        except ValueError:  # not found out; so it stays among them
+            continue
     return (
         f"no order of the fields makes these tensors one view each: {listed(map(repr, tensors))}; "
         f"leave one of them to copy=None"
     )
 
 
-def _order(count: int, tensors: Tensors) -> list[int] | None:
+def _order(count: int, tensors: Tensors, limit: int) -> list[int] | None:
     """The numbers below `count` so that each tensor's are one common step apart; None if none is.
 
     Raises:
-        ValueError: not found out in `LIMIT` steps.
+        ValueError: not found out in so many steps.
     """
     if all(b - a == t[1] - t[0] > 0 for t in tensors for a, b in pairwise(t)):
         return list(range(count))  # as they are declared
-    search = _Search(count, tensors)
-    return search.order() if search.place_all() else None
+    search = _Search(count, tensors, limit)
+    try:
+        found = search.place_all()
+    except (_TooLongError, RecursionError):
+        raise ValueError(
+            f"whether these {len(tensors):,} tensors can be views together was not found "
+            f"out in {limit:,} steps; ask for fewer of them"
+        ) from None
+    return sorted(range(count), key=search.where.__getitem__) if found else None
+
+
+class _TooLongError(Exception):
+    """A search has taken its steps."""
 
 
 class _Search:
     """Places for numbers; `where` is a number's place, `who` a place's number."""
 
-    def __init__(self, count: int, tensors: Tensors) -> None:
-        self.count, self.tensors, self.steps = count, tensors, 0
+    def __init__(self, count: int, tensors: Tensors, limit: int) -> None:
+        self.count, self.tensors, self.left = count, tensors, limit
+        self.pairs = [tensor for tensor in tensors if len(tensor) == 2]
         self.where: dict[int, int] = {}
         self.who: dict[int, int] = {}
         self.of: list[list[Sequence[int]]] = [[] for _ in range(count)]
@@ -125,15 +142,15 @@ class _Search:
             for number in tensor:
                 self.of[number].append(tensor)
 
-    def order(self) -> list[int]:
-        return sorted(range(self.count), key=self.where.__getitem__)
-
     def put(self, number: int, place: int) -> list[int] | None:
         """Put a number there, and all that follow from it; those that were put, or None."""
         put: list[int] = []
         todo = [(number, place)]
         while todo:
             number, place = todo.pop()
+            self.left -= 1
+            if self.left < 0:
+                raise _TooLongError
             if self.where.get(number, place) != place or self.who.get(place, number) != number:
                 self.take(put)
                 return None
@@ -159,12 +176,6 @@ class _Search:
 
     def place_all(self) -> bool:
         """Tensors of three and more first: the one that is known best."""
-        self.steps += 1
-        if self.steps > LIMIT:
-            raise ValueError(
-                f"whether these tensors can be views together was not found out in {LIMIT:,} "
-                f"steps; ask for fewer of them"
-            )
         left = [t for t in self.tensors if len(t) > 2 and any(c not in self.where for c in t)]
         if not left:
             return self.place_rest()
@@ -190,7 +201,7 @@ class _Search:
 
     def _pairs_have_room(self) -> bool:
         free = [place for place in range(self.count) if place not in self.who]
-        for one, other in (t for t in self.tensors if len(t) == 2):
+        for one, other in self.pairs:
             first, second = self.where.get(one), self.where.get(other)
             if first is None or second is None:
                 low = -1 if first is None else first
@@ -202,28 +213,40 @@ class _Search:
     def place_rest(self) -> bool:
         """Of two columns one comes before the other: jobs with deadlines, the earliest first."""
         left = [number for number in range(self.count) if number not in self.where]
-        after: dict[int, list[int]] = {number: [] for number in range(self.count)}
-        before: dict[int, list[int]] = {number: [] for number in range(self.count)}
-        for first, second in (t for t in self.tensors if len(t) == 2):
-            after[first].append(second)
-            before[second].append(first)
-        due = dict.fromkeys(left, self.count - 1)
-        for _ in left:  # a circle makes them earlier than any place
-            for number in left:
-                latest = [self.where.get(n, due.get(n, 0)) - 1 for n in after[number]]
-                due[number] = min([due[number], *latest])
+        after: dict[int, list[int]] = {number: [] for number in left}
+        before = dict.fromkeys(left, 0)
+        due, from_ = dict.fromkeys(left, self.count - 1), dict.fromkeys(left, 0)
+        for first, second in self.pairs:
+            if first in after and second in after:
+                after[first].append(second)
+                before[second] += 1
+            elif first in after:
+                due[first] = min(due[first], self.where[second] - 1)
+            elif second in after:
+                from_[second] = max(from_[second], self.where[first] + 1)
+        changed = True
+        while changed and all(latest >= 0 for latest in due.values()):  # a circle never ends
+            changed = False
+            for first in left:
+                latest = min((due[second] - 1 for second in after[first]), default=due[first])
+                if latest < due[first]:
+                    due[first], changed = latest, True
+        waiting = sorted((n for n in left if not before[n]), key=from_.__getitem__, reverse=True)
+        ready: list[tuple[int, int]] = []
         put: list[int] = []
         for place in (place for place in range(self.count) if place not in self.who):
-            ready = [
-                number
-                for number in left
-                if number not in self.where
-                and all(self.where.get(n, place) < place for n in before[number])
-            ]
-            number = min(ready, key=lambda number: (due[number], number), default=-1)
-            if number < 0 or due[number] < place:
+            while waiting and from_[waiting[-1]] <= place:
+                number = waiting.pop()
+                heappush(ready, (due[number], number))
+            latest, number = heappop(ready) if ready else (-1, -1)
+            if latest < place:
                 self.take(put)
                 return False
             self.where[number], self.who[place] = place, number
             put.append(number)
+            for second in after[number]:
+                before[second] -= 1
+                from_[second] = max(from_[second], place + 1)
+                if not before[second]:
+                    insort(waiting, second, key=lambda number: -from_[number])
         return True
