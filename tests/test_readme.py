@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,17 +15,10 @@ from test_device_jax import elsewhere  # noqa: F401 - a fixture
 NEEDS = ["torch", "jax"]
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+run = importlib.import_module("page").run
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"```sh\n(.+)\n```", README)
-
-
-def run(page):
-    """Run a page's Python from top to bottom; what it defines, and the number of blocks."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    names = {}
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
-    return names, len(blocks)
 
 
 PAGES = [
@@ -41,8 +36,7 @@ PAGES = [
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     """A page's Python runs from top to bottom, and its asserts hold."""
     monkeypatch.chdir(tmp_path)
-    _, count = run(page)
-    assert count
+    assert run(ROOT / page)
 
 
 def test_there_are_pages():
@@ -58,7 +52,7 @@ def test_there_are_pages():
 def test_the_code_runs_where_jax_has_a_gpu(page, tmp_path, monkeypatch):
     """Results are there, and the memory is on the host."""
     monkeypatch.chdir(tmp_path)
-    run(page)
+    run(ROOT / page)
 
 
 def test_the_readme_is_short():
