@@ -14,6 +14,8 @@ from test_device_jax import elsewhere  # noqa: F401 - a fixture
 
 NEEDS = ["torch", "jax"]
 
+PACKAGES = ("soaview", "soaview_torch", "soaview_jax")
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 run = importlib.import_module("page").run
@@ -80,7 +82,8 @@ def said_by(path):
 
 def test_messages_of_the_page_about_pitfalls():
     """What it quotes of our messages is what they say."""
-    modules = [path for package in ROOT.glob("soaview*") for path in package.rglob("*.py")]
+    packages = [Path(importlib.import_module(p).__file__).parent for p in PACKAGES]
+    modules = [path for package in packages for path in package.rglob("*.py")]
     texts = {text for path in modules for text in said_by(path)}
     page = (ROOT / "docs" / "pitfalls.md").read_text()
     quoted = re.findall(r"^\| `(?:\w+Error): ([^`]+)`", page, re.MULTILINE)
