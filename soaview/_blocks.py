@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,7 +13,7 @@ from ._device import DeviceBuffer, buffer_of
 from ._dtypes import check_capacity, check_rows
 from ._fields import check_name, freeze, listed, no_such
 from ._host import aligned_zeros
-from ._json import MAX_BYTES, check_keys, parse_json
+from ._json import Described, check_keys
 from ._layout import Layout
 from ._reduce import rebuild_soa, reduce_soa
 from ._soa import SoA
@@ -23,7 +22,7 @@ from ._typed import Asked
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
-class Blocks(Mapping[str, Layout]):
+class Blocks(Mapping[str, Layout], Described):
     """Layouts by name, for SoAs that lie one after another in one buffer, each with its own rows.
 
     A block starts where the one before it ends, which is on an aligned byte. This is how the CMS
@@ -162,29 +161,6 @@ class Blocks(Mapping[str, Layout]):
             except (TypeError, ValueError) as error:
                 raise type(error)(f"block {name!r:.60}: {error}") from None
         return cls(layouts)
-
-    def to_json(self) -> str:
-        """`to_dict` as JSON; the row counts go beside it.
-
-        >>> from soaview import Scalar
-        >>> blocks = Blocks({"a": Layout([Scalar("n", "int32")])})
-        >>> Blocks.from_json(blocks.to_json()) == blocks
-        True
-        """
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Blocks:
-        """The blocks that `to_json` wrote; made for files that one does not trust.
-
-        Args:
-            text: JSON; bytes are UTF-8.
-            max_bytes: as `Layout.from_json` takes it.
-
-        Raises:
-            TypeError, ValueError: as `Layout.from_json`.
-        """
-        return cls.from_dict(parse_json(text, max_bytes))
 
     def allocate(self, rows: Mapping[str, int]) -> SoABlocks:
         """Zeroed SoAs in one buffer, aligned in memory.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from ._dtypes import ITEMSIZE, exact_int
 from ._fields import MAX_FIELDS, Column, Scalar
@@ -135,3 +136,49 @@ def _integer(digits: str) -> int:
 
 def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is no number of JSON")
+
+
+class Described(ABC):
+    """What can be told in words, and be made of them again: a layout, and blocks of layouts."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """A description that JSON can hold and `from_dict` turns back."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> Self:
+        """What `to_dict` described."""
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON: what goes beside the memory into a file, with the row counts.
+
+        >>> from soaview import Layout, Scalar
+        >>> Layout([Scalar("n", "int32")]).to_json()
+        '{"alignment": 128, "fields": [{"kind": "scalar", "name": "n", "dtype": "int32"}]}'
+        """
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Self:
+        """What `to_json` wrote; made for files that one does not trust.
+
+        It holds no offsets, for these follow from the fields, and nothing is allocated for it.
+
+        Args:
+            text: JSON; bytes are UTF-8.
+            max_bytes: of the text (of a string, characters). The default holds the largest layout;
+                what a text costs in time and memory, refused or not, grows with its size.
+
+        Raises:
+            ValueError: longer than `max_bytes`; no JSON; a key that stands twice or is unknown or
+                missing; numbers that JSON does not have; a layout that cannot be.
+            TypeError: a value of the wrong type; neither a string nor bytes.
+
+        >>> from soaview import Layout
+        >>> Layout.from_json('{"fields": [{"kind": "scalar", "name": "n", "dtype": "int32"}]}')
+        Layout([Scalar('n', 'int32')])
+        """
+        return cls.from_dict(parse_json(text, max_bytes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,14 @@ from ._device import buffer_of, located, pointed
 from ._dtypes import BYTE, INT64_MAX, check_capacity, check_rows
 from ._fields import Column, Fields, Scalar, arranged, check_alignment, check_fields, freeze, listed
 from ._host import aligned_zeros
-from ._json import MAX_BYTES, field_to_dict, fields_from_dict, parse_json
+from ._json import Described, field_to_dict, fields_from_dict
 from ._soa import SoA, bound
 from ._spec import Spec
 from ._typed import Asked
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
-class Layout(Fields):
+class Layout(Fields, Described):
     """An immutable list of fields; with a row count, every offset follows from it.
 
     It is a mapping from name to field.
@@ -235,35 +234,6 @@ class Layout(Fields):
         """
         fields, alignment = fields_from_dict(description)
         return cls(fields, alignment=alignment)
-
-    def to_json(self) -> str:
-        """`to_dict` as JSON: what goes beside the memory into a file.
-
-        >>> Layout([Scalar("n", "int32")]).to_json()
-        '{"alignment": 128, "fields": [{"kind": "scalar", "name": "n", "dtype": "int32"}]}'
-        """
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Layout:
-        """The layout that `to_json` wrote; made for files that one does not trust.
-
-        It holds no offsets, for these follow from the fields, and nothing is allocated for it.
-
-        Args:
-            text: JSON; bytes are UTF-8.
-            max_bytes: of the text (of a string, characters). The default holds the largest layout;
-                what a text costs in time and memory, refused or not, grows with its size.
-
-        Raises:
-            ValueError: longer than `max_bytes`; no JSON; a key that stands twice or is unknown or
-                missing; numbers that JSON does not have; a layout that cannot be.
-            TypeError: a value of the wrong type; neither a string nor bytes.
-
-        >>> Layout.from_json('{"fields": [{"kind": "scalar", "name": "n", "dtype": "int32"}]}')
-        Layout([Scalar('n', 'int32')])
-        """
-        return cls.from_dict(parse_json(text, max_bytes))
 
     def allocate(self, rows: int) -> SoA:
         """A zeroed SoA of `rows` rows, its columns aligned in memory.
