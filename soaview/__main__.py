@@ -1,4 +1,4 @@
-"""The command line: `python -m soaview demo`, `describe` and `selftest`.
+"""The command line: `python -m soaview demo`, `describe`, `layout` and `selftest`.
 
 It and the room of the last stand above the adapters: they import whichever frameworks there are.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import Column, Layout, Scalar, SoA, Spec, Value, views
+from ._cpp import MAX_TEXT
 from ._fields import no_such
 from ._json import MAX_BYTES
 from ._selftest import selftest
@@ -33,6 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     show.add_argument("layout", type=Path, help="a file that holds layout.to_json()")
     show.add_argument("--rows", type=int, required=True, help="the row count of the map")
     show.add_argument("--svg", type=Path, help="write a drawing of it to this file, too")
+    read = commands.add_parser("layout", help="print what a C++ header declares, as a memory map")
+    read.add_argument("header", type=Path, help="a file with GENERATE_SOA_LAYOUT(...)")
+    read.add_argument("--name", help="which of its layouts")
+    read.add_argument("--rows", type=int, help="the row count of the map")
+    read.add_argument("--json", action="store_true", help="print layout.to_json() instead")
     run = commands.add_parser("demo", help="tensors of both frameworks over one buffer")
     run.add_argument("--rows", type=int, default=100_000, help="of the made-up events")
     run.add_argument("--root", type=Path, help="read the columns from this ROOT file instead")
@@ -54,6 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(layout.describe(options.rows))
             if options.svg:
                 options.svg.write_text(layout.to_svg(options.rows), encoding="utf-8")
+        elif options.command == "layout":
+            layout = read_header(options.header, options.name)
+            if options.rows is None and not options.json:
+                raise ValueError("--rows N gives the memory map, --json the layout")
+            print(layout.to_json() if options.json else layout.describe(options.rows))
         elif options.root and options.tree and options.columns:
             demo(*from_root(options.root, options.tree, options.columns))
         elif options.root or options.tree or options.columns:
@@ -73,6 +84,16 @@ def read_layout(path: Path) -> Layout:
     try:
         return Layout.from_json(text)
     except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_header(path: Path, name: str | None) -> Layout:
+    """The layout of that name in a C++ header."""
+    with path.open(encoding="utf-8", errors="replace") as file:  # comments may be in any
+        text = file.read(MAX_TEXT + 1)
+    try:
+        return Layout.from_cpp(text, name=name)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 

@@ -235,6 +235,37 @@ class Layout(Fields, Described):
         fields, alignment = fields_from_dict(description)
         return cls(fields, alignment=alignment)
 
+    @classmethod
+    def from_cpp(
+        cls,
+        text: str,
+        *,
+        name: str | None = None,
+        types: Mapping[str, Any] | None = None,
+        constants: Mapping[str, int] | None = None,
+        alignment: int = 128,
+    ) -> Layout:
+        """The layout that a `GENERATE_SOA_LAYOUT` of the CMS experiment's C++ declares.
+
+        Args:
+            text: a header's content; it is read, not compiled. Types, enums and constants that it
+                declares are known, those of the headers that it includes are not.
+            name: which of several layouts, with or without its scopes.
+            types: dtypes of types from elsewhere, as the text spells them: `{"Id": "uint32"}`.
+            constants: integers from elsewhere, likewise: `{"kN": 71}`.
+            alignment: bytes; the C++ class's own, a parameter of it, which the text need not say.
+
+        Raises:
+            ValueError: with the line and the field: what is unknown, or no field of soaview's.
+            KeyError: no layout of that name.
+
+        >>> Layout.from_cpp("GENERATE_SOA_LAYOUT(Hits, SOA_COLUMN(float, x), SOA_SCALAR(int, n))")
+        Layout([Column('x', 'float32'), Scalar('n', 'int32')])
+        """
+        from ._cpp import Header
+
+        return cls(Header(text, types, constants).fields(name), alignment=alignment)
+
     def allocate(self, rows: int) -> SoA:
         """A zeroed SoA of `rows` rows, its columns aligned in memory.
 

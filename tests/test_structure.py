@@ -43,6 +43,8 @@ LADDER = [
     "_arrange",
     "_draw",
     "_notebook",
+    "_cpp_names",
+    "_cpp",
     "_explain",
     "",  # the package itself
     "_sizeof",
@@ -63,6 +65,8 @@ OPENED = {
     ("_layout", "_pack", "pack"),
     ("_layout", "_offsets", "check"),
     ("_layout", "_describe", "describe"),
+    ("_layout", "_cpp", "from_cpp"),
+    ("_blocks", "_cpp", "from_cpp"),
     ("_layout", "_arrange", "arrange"),
     ("_layout", "_draw", "to_svg"),
     ("_layout", "_notebook", "_repr_html_"),
