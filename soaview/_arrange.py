@@ -31,6 +31,8 @@ Tensors = Sequence[Sequence[int]]
 def arrange(fields: Iterable[Any], specs: Spec | list[Spec], alignment: int) -> Layout:
     """`Layout.arrange`."""
     layout = Layout(fields, alignment=alignment)
+    if not isinstance(specs, (Spec, list, tuple)):
+        raise TypeError(f"specs must be a Spec or a list of them, got {type(specs).__name__}")
     wanted = _wanted(layout, [specs] if isinstance(specs, Spec) else list(specs))
     if all(common_distance(layout, [layout[c] for c in columns]) for columns in wanted.values()):
         return layout

@@ -71,6 +71,9 @@ class Header:
             raise TypeError(f"C++ text must be a string, such as a file's, got {text!r:.60}")
         if len(text) > MAX_TEXT:
             raise ValueError(f"{len(text)} characters are no header; at most {MAX_TEXT} are read")
+        for what, given in (("types", types), ("constants", constants)):
+            if given is not None and not isinstance(given, Mapping):
+                raise TypeError(f"{what} must be a mapping from name to value, got {given!r:.60}")
         self._types = {_key(name): _dtype(name, dtype) for name, dtype in (types or {}).items()}
         self._constants = {f"Eigen::{name}": value for name, value in _OPTIONS.items()}
         for name, value in (constants or {}).items():
@@ -285,7 +288,7 @@ class Header:
             if (shifted and not 0 <= right < 64) or (divided and (value < 0 or right < 1)):
                 raise self._no_integer(tokens, where)
             value = _RESULTS[sign](value, right)
-            if abs(value) >= 1 << 64:
+            if abs(value) >= 1 << 31:  # where an int ends in C++
                 raise self._no_integer(tokens, where)
         return value, i
 

@@ -150,8 +150,11 @@ def explain(soa: SoA, spec: Spec) -> Explanation:
     """
     tensors = views_or_gathers(soa, spec)
     found = verdicts("NumPy", _arrays, lambda array: array.ctypes.data, soa, spec)
-    for ask in list(_ANNOUNCED.values()):
-        found += ask(soa, spec)
+    for adapter, ask in list(_ANNOUNCED.items()):
+        said = ask(soa, spec)
+        if not isinstance(said, list) or not all(isinstance(v, Verdict) for v in said):
+            raise TypeError(f"{adapter}'s explain must give a list of Verdict, got {said!r:.60}")
+        found += said
     return Explanation(tuple(tensors), tuple(found))
 
 

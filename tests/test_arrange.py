@@ -101,7 +101,8 @@ def test_tensors_that_cannot_be_had_together():
         (Spec(t=["a", "s"]), ValueError, "no order helps: columns and scalars are mixed"),
         (Spec(t=["m", "n"]), ValueError, "no order helps: matrices of order"),
         (["a"], TypeError, "spec must be a Spec"),
-        ({"t": "a"}, TypeError, "spec must be a Spec"),
+        ({"t": "a"}, TypeError, "specs must be a Spec or a list of them, got dict"),
+        (None, TypeError, "specs must be a Spec or a list of them, got NoneType"),
     ],
 )
 def test_what_no_order_helps(spec, error, message):

@@ -164,6 +164,10 @@ def test_what_is_announced_is_asked(monkeypatch):
         ("x", "NumPy", "view", 0, ""),
         ("x", "mine", "copy", 8, "never"),
     ]
+    for wrong in (None, [1], (found[0],)):
+        announce("mine", lambda soa, spec, wrong=wrong: wrong)
+        with pytest.raises(TypeError, match="mine's explain must give a list of Verdict, got"):
+            explain(LAYOUT.allocate(2), Spec(x="x"))
     for wrong in (("mine", 3), (3, mine)):
         with pytest.raises(TypeError, match="an adapter's name and its function, got"):
             announce(*wrong)

@@ -386,6 +386,7 @@ REFUSED = {
     field("Eigen::Quaternionf", "SOA_EIGEN_COLUMN"): "type 'Eigen::Quaternionf' is unknown",
     field("Eigen::Matrix<float, 5 / 0, 3>", "SOA_EIGEN_COLUMN"): "'5/0' is no integer",
     field("Eigen::Matrix<float, 1 << 99, 3>", "SOA_EIGEN_COLUMN"): "'1<<99' is no integer",
+    field("Eigen::Matrix<float, (4 << 29) % 7, 3>", "SOA_EIGEN_COLUMN"): "is no integer",
     field("Eigen::Matrix<float, 2.5, 3>", "SOA_EIGEN_COLUMN"): "'2.5' is no integer",
     field("int", "SOA_FOO"): "line 3: unknown macro 'SOA_FOO' in 'L'",
     # what is no declaration
@@ -418,6 +419,15 @@ def test_what_is_refused(text):
     with pytest.raises(ValueError, match=REFUSED[text]) as raised:
         Layout.from_cpp(text)
     assert "\n" not in str(raised.value)
+
+
+def test_what_the_caller_tells_is_a_mapping():
+    """Or refused, by its name."""
+    text = "GENERATE_SOA_LAYOUT(L, SOA_COLUMN(A, x))"
+    with pytest.raises(TypeError, match="types must be a mapping from name to value"):
+        Layout.from_cpp(text, types="A")
+    with pytest.raises(TypeError, match="constants must be a mapping from name to value"):
+        Layout.from_cpp(text, constants=[("k", 3)])
 
 
 def test_what_the_caller_tells():
