@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from . import Column, Layout, Scalar, SoA, Spec, Value, views
 from ._cpp import MAX_TEXT
 from ._fields import no_such
 from ._json import MAX_BYTES
-from ._selftest import selftest
+from ._selftest import selftest, version_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     test = commands.add_parser("selftest", help="try the promises on this machine")
     test.add_argument("--device", default="cpu", help="cpu, or a device such as cuda:0")
-    parser.add_argument("--version", action="version", version=f"soaview {version('soaview')}")
+    known = version_of("soaview") or "(not installed)"  # a checkout on Python's path
+    parser.add_argument("--version", action="version", version=f"soaview {known}")
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # of names and drawings that it cannot write

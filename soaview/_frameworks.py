@@ -300,7 +300,7 @@ def _nothing() -> None:
     """There is nothing to wait for."""
 
 
-def check_storage(owner: Any) -> None:
+def check_storage(owner: Any, label: str = "a tensor") -> None:
     """Raise for a tensor of torch's that reaches past its storage, which was shrunk under it."""
     if hasattr(owner, "untyped_storage"):
         reach = sum((n - 1) * s for n, s in zip(owner.shape, owner.stride(), strict=True))
@@ -308,7 +308,7 @@ def check_storage(owner: Any) -> None:
         size = owner.untyped_storage().nbytes()
         if owner.numel() and end > size:
             raise BufferError(
-                f"a tensor reaches to byte {end} of its storage, which was resized to {size} bytes"
+                f"{label} reaches to byte {end} of its storage, which was resized to {size} bytes"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ._fields import Column, Fields, Scalar, arranged, check_alignment, check_fi
 from ._host import aligned_zeros
 from ._json import Described, field_to_dict, fields_from_dict
 from ._soa import SoA, bound
-from ._spec import Spec
+from ._spec import Plans, Spec
 from ._typed import Asked
 
 
@@ -56,7 +56,7 @@ class Layout(Fields, Described):
     _total: Callable[[int], int]  # bytes of the whole buffer at a row count
     _by_name: dict[str, Column | Scalar]
     _hash: int
-    plans: dict[Hashable, Any]  # what rooms above have compiled for this layout
+    plans: Plans  # what rooms above have compiled for this layout
 
     def __init__(self, fields: Iterable[Column | Scalar], *, alignment: int = 128) -> None:
         fields = check_fields(fields)
@@ -68,7 +68,7 @@ class Layout(Fields, Described):
             _total=total,
             _by_name={f.name: f for f in fields},
             _hash=hash((fields, alignment)),
-            plans={},
+            plans=Plans(),
         )
 
     def __eq__(self, other: object) -> bool:

@@ -314,7 +314,7 @@ def ways(device: str) -> tuple[list[Way], list[str]]:
     """
     found, notes = [numpy_way()] if device == "cpu" else [], []
     for framework, make in (("torch", torch_way), ("jax", jax_way)):
-        if _version(framework) is None:
+        if version_of(framework) is None:
             hint = f'pip install "soaview[{framework}]"'
             notes.append(f"{framework} is not installed, and not tried: {hint}")
             continue
@@ -337,7 +337,8 @@ def claims(way: Way, device: str) -> list[Callable[[Way], str | None]]:
     return [*WITH_AN_ADAPTER, *more, *([inside_jit] if way.name == "JAX" else [])]
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -348,7 +349,7 @@ def selftest(device: str = "cpu") -> int:
     """Try everything, print a line for each promise, and return how many are broken."""
     found, notes = ways(device)
     names = ("soaview", "numpy", "torch", "jax", "jaxlib", "ml_dtypes", "cupy")
-    there = ", ".join(f"{name} {known}" for name in names if (known := _version(name)))
+    there = ", ".join(f"{name} {known}" for name in names if (known := version_of(name)))
     print(f"{there}\nPython {platform.python_version()}, {platform.platform()}")
     if device != "cpu":
         torch = importlib.import_module("torch")

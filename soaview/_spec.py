@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
@@ -174,3 +174,16 @@ def repeated(names: Iterable[str]) -> str | None:
             return name
         seen.add(name)
     return None
+
+
+MOST_PLANS = 4096
+"""Of a layout: a loop may make a new spec in each of its rounds, for as long as it likes."""
+
+
+class Plans(dict[Hashable, Any]):
+    """What rooms above have compiled for a layout; what is full is emptied first."""
+
+    def __setitem__(self, key: Hashable, made: Any) -> None:
+        if len(self) >= MOST_PLANS:
+            self.clear()
+        super().__setitem__(key, made)

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from ._settings import not_compiling
+
 MOST = 4096
 """For how many row counts what was compiled is kept: as many as JAX keeps of a function."""
 
@@ -43,6 +45,8 @@ def by_first(fn: Callable[..., Any]) -> Callable[..., Any]:
     known: dict[Any, Any] = {}
 
     def run(first: Any, *given: Any) -> Any:
+        if not_compiling():
+            return fn(first, *given)
         found = known.get(first)
         if found is None:
             if len(known) >= MOST:

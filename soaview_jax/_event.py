@@ -16,6 +16,7 @@ import numpy as np
 from soaview import Layout, Spec
 from soaview.adapter import (
     EVENT_NAMES,
+    MOST_OUTPUTS,
     Pair,
     Place,
     Places,
@@ -37,6 +38,7 @@ from soaview.adapter import (
 )
 
 from ._arrays import arrays
+from ._callables import FunctionCache
 from ._leaves import is_array
 from ._pytree import from_leaves
 from ._settings import INT32_MAX, NARROW, x64
@@ -53,12 +55,14 @@ class Event:
         inputs: layouts and specs.
         numbers: of each input, the runs that its spec needs.
         run: a function of `(call, inputs, outputs)`, made by `compiled`.
+        calls: what `run` takes for a function, for each as long as it lives.
     """
 
     def __init__(self, inputs: Sequence[Side], outputs: Sequence[Side], wrapped: bool) -> None:
         self.inputs = inputs
         self.numbers = [_needed(layout, spec) for layout, spec in inputs]
         self.run = _function(inputs, outputs, self.numbers, wrapped)
+        self.calls = FunctionCache()
 
     def given(self, rows: tuple[int, ...], matrices: Sequence[Any]) -> list[jax.Array]:
         """The arrays that a function gets, of traced matrices."""
@@ -78,23 +82,33 @@ def _needed(layout: Layout, spec: Spec) -> list[int]:
     return sorted({of[name] for entry in spec.values() for name in columns_of(entry)})
 
 
-def event_of(inputs: Sequence[Side], outputs: Sequence[Side], *, wrapped: bool) -> Event | None:
-    """What runs functions on memory of these layouts.
+def event_of_soas(inputs: Sequence[Side], outputs: Sequence[Side]) -> Event | None:
+    """What runs functions on SoAs of these layouts, pairs of `(soa, spec)`.
 
     Args:
         inputs: whose columns the function gets.
         outputs: whose columns are written.
-        wrapped: whether it is given `(soa, spec)`; or else an array of bytes and the rows.
 
     Returns:
-        None where columns have no single strided view.
+        None where columns have no single strided view, and of many outputs.
 
     Raises:
         KeyError, TypeError, ValueError: as `views` and `writable_views`.
     """
+    return _event_of(inputs, outputs, True)
+
+
+def event_of_arrays(inputs: Sequence[Side], outputs: Sequence[Side]) -> Event | None:
+    """As `event_of_soas`, for arrays of bytes: pairs of `(array, rows)`."""
+    return _event_of(inputs, outputs, False)
+
+
+def _event_of(inputs: Sequence[Side], outputs: Sequence[Side], wrapped: bool) -> Event | None:
     for layout, spec in outputs:
         writable_views(layout.allocate(1), spec)
     sides = [*inputs, *outputs]
+    if len(outputs) > MOST_OUTPUTS:
+        return None
     if not all(spec and places(layout, spec) for layout, spec in sides):
         return None
     return Event(inputs, outputs, wrapped)

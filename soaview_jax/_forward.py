@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soaview import SoA, Spec
+from soaview import Spec
 from soaview.adapter import (
     BatchSize,
     Matches,
+    Pair,
     Pairs,
-    Side,
     Target,
     Work,
     check_dtype,
@@ -31,9 +31,9 @@ from soaview.adapter import (
 from ._arrays import arrays, batch, check_width
 from ._callables import Function, FunctionCache, split_arrays
 from ._compiling import MOST, by_first, jitted
-from ._event import LATER, Event, event_of
+from ._event import LATER, Event, event_of_soas
 from ._row_wise import capacity_of, check_row_wise, check_same, padded
-from ._settings import INT32_MAX, NARROW, x64
+from ._settings import INT32_MAX, NARROW, not_compiling, x64
 from ._write import Part, matched, store, targets_of
 
 
@@ -103,7 +103,8 @@ def forward(
     cast = check_dtype(dtype)
     task = work(ins, outs, batch_size, progress)
     if plain and len(ins) + len(outs) > 2:
-        event = events_for("jax.event", _event, ins, outs)
+        sides = [[(soa.layout, spec) for soa, spec in side] for side in (ins, outs)]
+        event = events_for("jax.event", event_of_soas, *sides)
         if event is not None and event.run(call_of(fn, event), ins, outs) is not LATER:
             return
     for soa, spec in outs:
@@ -129,37 +130,32 @@ def forward(
         else:
             call = _Call(function, None, (), cast)
             made = run(call, weights, padded(ins, capacity), [])
-            if row_wise == "verify":
-                again = run(call, weights, padded(ins, 2 * capacity, extreme=True), [])
-                check_same(outs, *[_flat(results(each, outs)) for each in (made, again)])
         if progress:
             jax.block_until_ready(made)  # type: ignore[no-untyped-call]
-        for soa, spec, values in results(made, outs):
-            targets = targets_of(soa, spec)
-            if cast is not None:
-                values = list(map(_cast, values, targets))
-            found += matched(soa, spec, targets, values, capacity)
+        fits = _fits(made, outs, cast, capacity)
+        if capacity is not None and row_wise == "verify":
+            again = run(call, weights, padded(ins, 2 * capacity, extreme=True), [])
+            check_same(outs, fits, _fits(again, outs, cast, 2 * capacity))
+        found += fits
     store(found)
 
 
 def _at_once(fn: Any, inputs: Any, outputs: Any) -> bool:
     """Whether the function that is made of the layouts and specs has done all of it."""
-    event = event_for("jax.event", _event, inputs, outputs)
+    event = event_for("jax.event", event_of_soas, inputs, outputs)
     return event is not None and event.run(call_of(fn, event), (inputs,), (outputs,)) is not LATER
-
-
-def _event(ins: list[Side], outs: list[Side]) -> Event | None:
-    return event_of(ins, outs, wrapped=True)
 
 
 def call_of(fn: Any, event: Event) -> Callable[..., Any]:
     """The function on an event's rows and matrices, which is compiled for each row count."""
+    call: Callable[..., Any] | None = event.calls.get(fn)
+    if call is not None:
+        return call
     compiled, function, weights = _compiled(fn)
     if function is not None:
         run = compiled.run
         return lambda rows, *given: run(_EventCall(function, event, rows), weights, given, None)
-    call = compiled.calls.get(event)
-    return compiled.calls.setdefault(event, _by_rows(compiled.own, event)) if call is None else call
+    return event.calls.make(fn, lambda own: _by_rows(own, event))  # type: ignore[no-any-return]
 
 
 def _by_rows(own: Callable[[], Any], event: Event) -> Callable[..., Any]:
@@ -167,6 +163,8 @@ def _by_rows(own: Callable[[], Any], event: Event) -> Callable[..., Any]:
     known: dict[tuple[int, ...], Callable[..., Any]] = {}
 
     def call(rows: tuple[int, ...], *given: Any) -> Any:
+        if not_compiling():
+            return _called(own(), event.given(rows, given))
         run = known.get(rows)
         if run is None:
             if len(known) >= MOST:
@@ -178,8 +176,15 @@ def _by_rows(own: Callable[[], Any], event: Event) -> Callable[..., Any]:
     return call
 
 
-def _flat(found: list[tuple[SoA, Spec, list[Any]]]) -> list[Any]:
-    return [value for _, _, values in found for value in values]
+def _fits(made: Any, outs: list[Pair], cast: str | None, capacity: int | None) -> Matches[Part]:
+    """What the function gave, with where it is written, if all of it fits."""
+    found: Matches[Part] = []
+    for soa, spec, values in results(made, outs):
+        targets = targets_of(soa, spec)
+        if cast is not None:
+            values = list(map(_cast, values, targets))
+        found += matched(soa, spec, targets, values, capacity)
+    return found
 
 
 def _check_narrow(task: Work, cast: str | None) -> None:
@@ -243,13 +248,11 @@ class _Compiled:
     Attributes:
         own: gives the function back.
         run: it, on whole SoAs.
-        calls: it, on an event's rows and matrices.
     """
 
     def __init__(self, own: Callable[[], Any], run: Callable[..., Any] | None = None) -> None:
         self.own = own
         self.run = by_first(run or (lambda call, _, soas, starts: _run(own(), call, soas, starts)))
-        self.calls: dict[Event, Callable[..., Any]] = {}
 
 
 def _compiled(fn: Callable[..., Any]) -> tuple[_Compiled, Function | None, list[Any]]:
@@ -307,11 +310,18 @@ def _run(fn: Any, call: _Call | _EventCall, soas: Any, starts: Any) -> Any:
     return _called(fn, given)
 
 
+_LEAVES = jax.Array, np.ndarray, np.generic, bool, int, float, complex
+
+
 def _called(fn: Any, given: list[jax.Array]) -> Any:
     made = fn(*given)
     for leaf in jax.tree.leaves(made):
-        narrow = isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.name in NARROW
-        if narrow and not x64():
+        if not isinstance(leaf, _LEAVES):
+            raise TypeError(
+                f"the model gave {type(leaf).__name__}, expected arrays: one, a tuple or list in "
+                f"the order of the specs, or a dict by the arrays' names"
+            )
+        if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.name in NARROW and not x64():
             raise TypeError(
                 f"the model gave a NumPy array of {leaf.dtype} and shape {leaf.shape}, and JAX has "
                 f"64-bit types switched off: it would narrow it in silence; convert it first"

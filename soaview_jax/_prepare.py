@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from soaview.adapter import Memories, Sides, check_model, check_sides, soas_of
+from soaview.adapter import Memories, Sides, check_model, check_sides, events_for, soas_of
 
-from ._event import LATER, event_of
+from ._event import LATER, event_of_arrays, event_of_soas
 from ._forward import call_of, forward
 
 
@@ -45,7 +45,8 @@ def prepare(
     """
     check_model(fn)
     ins, outs = check_sides("inputs", inputs), check_sides("outputs", outputs)
-    arrays, soas = (event_of(ins, outs, wrapped=wrapped) for wrapped in (False, True))
+    arrays = events_for("jax.arrays", event_of_arrays, ins, outs)
+    soas = events_for("jax.event", event_of_soas, ins, outs)
     by_arrays, by_soas = (None if event is None else call_of(fn, event) for event in (arrays, soas))
 
     def at_once(inputs: Any, outputs: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soaview import View
-from soaview.adapter import Pair, Work, numpy_dtype, views_or_gathers
+from soaview.adapter import Matches, Pair, Work, numpy_dtype, views_or_gathers
 
 from ._arrays import check_width
 from ._settings import x64
@@ -101,17 +101,17 @@ def _beyond(array: NDArray[Any]) -> tuple[Any, Any]:
         info = np.iinfo(array.dtype)
         return info.max, info.min
     size = np.abs(array).astype(np.float64)
-    most = 2 * size.max(initial=1, where=np.isfinite(size))
-    most = min(most, float(_finfo(array.dtype).max))
+    most = size.max(initial=1, where=np.isfinite(size))
+    most = 2 * min(most, float(_finfo(array.dtype).max) / 2)
     return most, -most
 
 
-def check_same(outputs: Sequence[Pair], one: Sequence[Any], other: Sequence[Any]) -> None:
+def check_same(outputs: Sequence[Pair], one: Matches[Any], other: Matches[Any]) -> None:
     """Raise unless results with other rows beside them are the same, but for rounding.
 
     Args:
         outputs: SoAs and their specs.
-        one: arrays for each, whose first rows are the SoAs'.
+        one: arrays for each, as `matched` gives them.
         other: likewise.
 
     Raises:
@@ -120,7 +120,7 @@ def check_same(outputs: Sequence[Pair], one: Sequence[Any], other: Sequence[Any]
     found = iter(zip(one, other, strict=True))
     for soa, spec in outputs:
         for name in spec:
-            a, b = (np.asarray(values)[: soa.rows] for values in next(found))
+            a, b = (np.asarray(values) for _, values in next(found))
             if jnp.issubdtype(a.dtype, jnp.inexact):
                 near = float(_finfo(a.dtype).eps) ** 0.5
                 wide = np.complex128 if a.dtype.kind == "c" else np.float64

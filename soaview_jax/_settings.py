@@ -25,10 +25,16 @@ def x64() -> bool:
     return jax.dtypes.canonicalize_dtype("float64").itemsize == 8
 
 
+def not_compiling() -> bool:
+    """Whether JAX is told to run jitted functions as they are."""
+    config: Any = jax.config
+    return bool(config.jax_disable_jit)
+
+
 def op_by_op() -> bool:
     """Whether JAX may be running a jitted function as it is, here and now, to look for errors."""
     config: Any = jax.config
-    return bool(config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
+    return bool(not_compiling() or config.jax_debug_nans or config.jax_debug_infs)
 
 
 def alignment_on(device: str) -> int:

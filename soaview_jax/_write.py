@@ -95,7 +95,12 @@ def matched(
 
     def describe(where: str, array: jax.Array) -> Described:
         shape, dtype, device = _describe(where, array)
-        if capacity is not None and shape[:1] == (capacity,):
+        if capacity is not None:
+            if shape[:1] != (capacity,):
+                raise ValueError(
+                    f"{where}: got shape {shape} for inputs of {capacity} rows, the capacity of "
+                    f"row_wise=: fn must give a row for each; leave row_wise= out where it does not"
+                )
             shape = soa.rows, *shape[1:]
         return shape, dtype, soa.device if on_host else device
 

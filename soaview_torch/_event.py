@@ -14,6 +14,7 @@ import torch
 from soaview import Layout, SoA, Spec
 from soaview.adapter import (
     EVENT_NAMES,
+    MOST_OUTPUTS,
     HostBuffer,
     Pair,
     Place,
@@ -89,6 +90,8 @@ def _function(
 ) -> Callable[..., Any] | None:
     wrapped = "model" not in names
     sides = [*inputs, *outputs]
+    if len(outputs) > MOST_OUTPUTS:
+        return None
     found = [places(layout, spec, f"_{i}") for i, (layout, spec) in enumerate(sides)]
     at = [side for side in found if side is not None and side.tensors]
     for layout, spec in outputs:
@@ -144,10 +147,12 @@ def _function(
         lines += [
             f"    end = {end}",
             f"    if not {v}.is_contiguous() or {v}.data_ptr() + {v}.nbytes > end:"
-            f" check_storage({v})",
+            f" check_storage({v}, label_{n})",
             f"    if {' or '.join(shared)}: {v} = {v}.clone()",
         ]
     lines += [f"    target_{n}.copy_({value})" for n, value in enumerate(values)]
+    labels = [f"tensor {name!r}" for _, spec in outputs for name in spec]
+    names |= {f"label_{n}": label for n, label in enumerate(labels)}
     if wrapped:
         lines += [f"if buffer_{i}.imports: count_write(buffer_{i})" for i in outs]
     return compiled(arguments, lines, names)

@@ -94,9 +94,10 @@ def forward(
     name = check_dtype(dtype)
     cast = None if name is None else DTYPE[name]
     task = work(ins, outs, batch_size, progress)
-    several = plain and len(ins) + len(outs) > 2
-    if several and at_once(events_for(_EVENT, of_soas, ins, outs), model, ins, outs):
-        return
+    if plain and len(ins) + len(outs) > 2:
+        sides = [[(soa.layout, spec) for soa, spec in side] for side in (ins, outs)]
+        if at_once(events_for(_EVENT, of_soas, *sides), model, ins, outs):
+            return
     found: Matches[torch.Tensor] = []
     for number in task.batches():
         fits = _run(model, task.inputs_of(number), task.outputs_of(number), copy, cast)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from soaview.adapter import Memories, Sides, check_model, check_sides, soas_of
+from soaview.adapter import Memories, Sides, check_copy, check_model, check_sides, soas_of
 
 from ._event import at_once, of_arrays, of_soas
 from ._forward import forward
 
 
 def prepare(
-    model: Callable[..., Any], inputs: Sides, outputs: Sides
+    model: Callable[..., Any], inputs: Sides, outputs: Sides, *, copy: bool | None = False
 ) -> Callable[[Memories, Memories], None]:
     """What runs a model on one event after another: `forward`, with its checks done beforehand.
 
@@ -23,6 +23,7 @@ def prepare(
         model: any function of tensors; it is called in inference mode.
         inputs: a pair `(layout, spec)`, or a list of pairs: what every event brings.
         outputs: likewise: what the results are written to.
+        copy: of the inputs, as in `forward`: `None` for events that may be read-only.
 
     Returns:
         A function of `(inputs, outputs)`: for each pair an SoA of that layout, or `(buffer, rows)`,
@@ -42,13 +43,15 @@ def prepare(
     >>> layout.wrap(buffer, rows)["y"][:3]
     array([2., 2., 2.], dtype=float32)
     """
+    check_copy(copy)
     check_model(model)
     ins, outs = check_sides("inputs", inputs), check_sides("outputs", outputs)
-    known = of_soas(ins, outs)
+    known = of_soas(ins, outs) if copy is False else None
 
     def by_soas(inputs: Memories, outputs: Memories) -> None:
         given, written = soas_of("inputs", ins, inputs), soas_of("outputs", outs, outputs)
         if not at_once(known, model, given, written):
-            forward(model, given, written)
+            forward(model, given, written, copy=copy)
 
-    return of_arrays(model, ins, outs, by_soas) or by_soas
+    at_once_of_arrays = of_arrays(model, ins, outs, by_soas) if copy is False else None
+    return at_once_of_arrays or by_soas

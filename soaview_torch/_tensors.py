@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import starmap
 from typing import Any
 
@@ -79,10 +78,11 @@ def _of_new_memory(soa: SoA, spec: Spec) -> list[torch.Tensor] | None:
     if type(soa) is not SoA or type(spec) is not Spec:
         return None
     key, plans = ("torch.new", spec.key), soa.layout.plans
-    if key not in plans:
-        plans[key] = tensors_function(soa.layout, spec)
-    run: Callable[..., list[torch.Tensor] | None] | None = plans[key]
-    return None if run is None else run(soa, import_of)
+    run: Any = plans.get(key, key)
+    if run is key:
+        run = plans[key] = tensors_function(soa.layout, spec)
+    found: list[torch.Tensor] | None = None if run is None else run(soa, import_of)
+    return found
 
 
 Maker = tuple[bool, Import, list[tuple[Any, ...]]]
@@ -157,7 +157,7 @@ def _row_major(alias: torch.Tensor) -> torch.Tensor:
     rows = len(alias) if many else 0
     if not many or alias.stride() != (1, rows):
         return alias.clone(memory_format=torch.contiguous_format)
-    made = torch.empty(alias.shape, dtype=alias.dtype)
+    made = alias.new_empty(alias.shape)  # on its device, whatever torch's default is
     for at in (slice(rows - 1), slice(rows - 1, rows)):
         made[at].copy_(alias[at])
     return made

@@ -16,6 +16,7 @@ from soaview.adapter import (
     match,
     overlaps,
     parts_of,
+    tensor_labels,
     writable_views,
 )
 
@@ -72,7 +73,10 @@ def matched(
     soa: SoA, spec: Spec, targets: list[Target[torch.Tensor]], tensors: Sequence[torch.Tensor]
 ) -> Matches[torch.Tensor]:
     """Each tensor with its target, if all of them fit."""
-    return match(soa, spec, targets, tensors, fits=_fits, describe=_describe)
+    found = match(soa, spec, targets, tensors, fits=_fits, describe=_describe)
+    for label, tensor in zip(tensor_labels(spec, tensors), tensors, strict=True):
+        check_storage(tensor, label)
+    return found
 
 
 @torch.inference_mode()
@@ -124,6 +128,5 @@ def _describe(where: str, tensor: object) -> Described:
 
 
 def _overlaps(tensor: torch.Tensor, memory: Import) -> bool:
-    check_storage(tensor)
     storage = tensor.untyped_storage()
     return overlaps(memory.address, memory.nbytes, storage.data_ptr(), storage.nbytes())

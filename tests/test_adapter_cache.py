@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import soaview_jax
 import soaview_jax._arrays
+import soaview_torch
 import soaview_torch._tensors
-from soaview import Column, Layout, Spec
+from soaview import Column, Layout, Spec, _spec
 
 NEEDS = ["torch", "jax"]
 
@@ -62,3 +64,19 @@ def test_only_bools_find_anything(framework, padded):
             tensors(soa, spec)
     with pytest.raises(TypeError, match="soa must be an SoA"):
         tensors(soa.buffer, Spec(x="x"))
+
+
+def test_what_a_layout_keeps_is_bounded(framework, monkeypatch):
+    """A loop may make a spec of another name in every round, of tensors and of functions."""
+    monkeypatch.setattr(_spec, "MOST_PLANS", 20)
+    tensors, _ = framework
+    adapter = soaview_torch if tensors is soaview_torch.tensors else soaview_jax
+    layout = Layout(LAYOUT.fields)  # with plans of its own
+    for number in range(30):
+        soa = layout.pack({"x": [number, 2.0], "y": [0.0, 0.0]})
+        spec = Spec(**{f"x{number}": "x"})
+        assert float(tensors(soa, spec)[0][0]) == number
+        if number % 5 == 0:
+            adapter.forward(abs, (soa, spec), (soa, Spec(**{f"y{number}": "y"})))
+            assert soa["y"].tolist() == [number, 2]
+        assert len(layout.plans) <= 20

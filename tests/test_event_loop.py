@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import re
 import warnings
 import weakref
 
@@ -34,6 +35,7 @@ from ways import (
 
 import soaview_torch
 from soaview import Column, Layout, Spec, Value
+from soaview.adapter import MOST_OUTPUTS
 from soaview_torch import _event, _forward, _prepare, forward, prepare, tensors
 
 NEEDS = ["torch"]
@@ -380,6 +382,70 @@ def test_what_an_event_cannot_be(inputs, error, message):
     with pytest.raises(error, match=message):
         runs(inputs, (out, 33))
     assert not out.any()
+
+
+def test_which_memory_it_is():
+    """Of several the message says which, and of other layouts how they differ."""
+    runs = prepare(lambda x, y: x, [(IN, X), (IN, Spec(y="y"))], (OUT, A))
+    out = OUT.allocate(33)
+    with pytest.raises(ValueError, match=r"inputs\[1\]: the buffer is too small: got 10 bytes"):
+        runs([filled(33), (np.zeros(10, "u1"), 33)], out)
+    with pytest.raises(TypeError, match=r"inputs\[0\]: rows must be an integer"):
+        runs([(np.zeros(9999, "u1"), "33"), filled(33)], out)
+    loose, shorter = Layout(IN.fields, alignment=16), Layout(IN.fields[:-1])
+    other = Layout([Column("q", "int8"), *IN.fields[1:]])
+    for layout, message in (
+        (loose, "another alignment than was prepared: 16, expected 128"),
+        (shorter, "another number of fields than was prepared: 5, expected 6"),
+        (other, "field 0 is Column('q', 'int8'), expected Column('x', 'float32')"),
+    ):
+        with pytest.raises(ValueError, match=r"inputs\[1\]: .*" + re.escape(message)):
+            runs([filled(33), filled(33, layout)], out)
+
+
+def test_prepared_with_copies():
+    """Events that are read-only, and models that write into what they get."""
+    out, read_only = OUT.allocate(33), IN.wrap(bytes(filled(33).buffer.root), 33)
+    with pytest.raises(BufferError, match="copy=None copies it"):
+        prepare(lambda x: x * 2, (IN, X), (OUT, A))(read_only, out)
+    for memory in (read_only, (bytes(filled(33).buffer.root), 33)):
+        prepare(lambda x: x * 2, (IN, X), (OUT, A), copy=None)(memory, out)
+        assert out["b"].tolist() == [2 * (1 + n) for n in range(33)]
+        out["b"][:] = 0
+    soa, array = filled(33), np.array(filled(33).buffer.root)
+    with pytest.raises(RuntimeError, match="pass copy=True"):
+        prepare(lambda x: x.add_(1), (IN, X), (OUT, A))(filled(33), out)
+    written = np.array(out.buffer.root)
+    for memory, there in ((soa, out), ((array, 33), out), ((array, 33), (written, 33))):
+        prepare(lambda x: x.add_(1), (IN, X), (OUT, A), copy=True)(memory, there)
+        assert out["b"].tolist() == [2 + n for n in range(33)]
+    assert soa["y"].tolist() == IN.wrap(array, 33)["y"].tolist() == [1 + n for n in range(33)]
+    with pytest.raises(TypeError, match="copy must be"):
+        prepare(lambda x: x, (IN, X), (OUT, A), copy="yes")
+
+
+def test_a_result_that_was_shrunk_is_named():
+    """Its storage no longer has its elements."""
+
+    def shrunk(x):
+        made = x + 1
+        made.untyped_storage().resize_(8)
+        return made
+
+    out = OUT.allocate(33)
+    with pytest.raises(BufferError, match="tensor 'a' reaches to byte 264 of its storage"):
+        forward(shrunk, (filled(33), X), (out, A))
+    assert not out["a"].any()
+
+
+def test_many_outputs():
+    """What is made of their layouts would grow with the square of their number."""
+    assert _event.of_soas([(IN, X)], [(OUT, A)] * MOST_OUTPUTS) is not None
+    assert _event.of_soas([(IN, X)], [(OUT, A)] * (MOST_OUTPUTS + 1)) is None
+    outs = [OUT.allocate(5) for _ in range(MOST_OUTPUTS + 1)]
+    runs = prepare(lambda x: (x,) * len(outs), (IN, X), [(OUT, A)] * len(outs))
+    runs(filled(5), outs)
+    assert all(out["b"].tolist() == [1, 2, 3, 4, 5] for out in outs)
 
 
 def test_memory_is_let_go_with_the_tensors():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from unittest import mock
 
 import jax
@@ -29,7 +31,7 @@ from ways import (
 
 import soaview_jax
 from soaview import Column, Layout, Spec, Value
-from soaview.adapter import writable_views
+from soaview.adapter import MOST_OUTPUTS, writable_views
 from soaview_jax import _event, _forward, forward, prepare
 
 NEEDS = ["torch", "jax"]
@@ -239,6 +241,103 @@ def test_what_was_compiled_goes_with_the_function():
     for rows in (33, 5, 33, 5, 33):
         run(counted)(filled(rows), OUT.allocate(rows))
     assert counts == [(33, 2), (5, 2)]
+
+
+def test_what_was_made_is_found_again():
+    """A function that is prepared for every event anew is traced once: nothing is kept twice."""
+    counts = []
+
+    def counted(x):
+        counts.append(x.shape)
+        return x
+
+    layout, out = Layout(IN.fields), OUT.allocate(33)  # of its own, whose plans are counted
+    array, written = np.array(filled(33, layout).buffer.root), np.array(out.buffer.root)
+    for number in range(3):
+        prepare(counted, (layout, X), (OUT, A))(filled(33, layout), out)
+        prepare(counted, (layout, X), (OUT, A))((array, 33), (written, 33))
+        if number == 0:
+            plans = len(layout.plans)
+        forward(counted, (filled(33, layout), X), (out, A))
+    assert len(counts) == 2  # of arrays of bytes, and of SoAs
+    assert len(layout.plans) == plans + 1  # `forward` finds its own by pairs
+
+
+def test_events_go_with_the_function(monkeypatch):
+    """What was compiled for a function is let go with it, and with the layout."""
+    made = []
+    monkeypatch.setattr(_forward, "jitted", lambda fn, *given: made.append(weakref.ref(fn)) or fn)
+    layout, other = Layout(IN.fields), Layout(IN.fields)
+    fn = lambda x: x + 1  # noqa: E731
+    again = lambda x: x + 1  # noqa: E731
+    for function, of in ((fn, layout), (again, layout), (again, other)):
+        prepare(function, (of, X), (OUT, A))(filled(33, of), OUT.allocate(33))
+    assert len(made) == 3
+    del fn, function
+    gc.collect()
+    assert [alive() is None for alive in made] == [True, False, False]
+    del layout, of, other
+    gc.collect()
+    assert [alive() is None for alive in made] == [True, True, True]
+    assert again(1) == 2
+
+
+@pytest.mark.parametrize("how", ["forward", "batches", "row_wise", "verify", "prepare", "pytree"])
+def test_nothing_is_traced_without_compiling(how):
+    """Under `jax.disable_jit` Python's own `if` sees numbers, and later calls compile again."""
+    traced = []
+
+    def branches(x):
+        traced.append(isinstance(x, jax.core.Tracer))
+        return (x if x.sum() > 0 else -x) if not traced[-1] else x * 2
+
+    def run(out):
+        options = {"batches": {"batch_size": 8}, "row_wise": {"row_wise": True}}
+        fn = jax.tree_util.Partial(branches) if how == "pytree" else branches
+        if how == "prepare":
+            prepare(fn, (IN, X), (OUT, A))(filled(33), out)
+        elif how == "verify":
+            forward(fn, (filled(33), X), (out, A), row_wise="verify")
+        else:
+            forward(fn, (filled(33), X), (out, A), **options.get(how, {}))
+
+    out = OUT.allocate(33)
+    with jax.disable_jit():
+        run(out)
+    assert traced
+    assert not any(traced)
+    assert out["b"].tolist() == [1 + n for n in range(33)]
+    run(out)
+    assert traced[-1]
+    assert out["b"].tolist() == [2 + 2 * n for n in range(33)]
+
+
+@pytest.mark.parametrize("row_wise", [False, True, "verify"])
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (lambda x: "no", "the model gave str, expected arrays"),
+        (lambda x: {"a": object()}, "the model gave object, expected arrays"),
+        (lambda x: None, "tensor 'a': got NoneType, expected a jax.Array"),
+        (lambda x: jax.random.split(jax.random.key(0), x.shape), "got dtype key<fry>"),
+    ],
+)
+def test_no_arrays(fn, message, row_wise):
+    """What is no array is named."""
+    out = OUT.allocate(33)
+    with pytest.raises(TypeError, match=message):
+        forward(fn, (filled(33), Spec(x="x")), (out, ONE), row_wise=row_wise)
+    assert not out["a"].any()
+
+
+def test_many_outputs():
+    """What is made of their layouts would grow with the square of their number."""
+    assert _event.event_of_soas([(IN, X)], [(OUT, A)] * MOST_OUTPUTS) is not None
+    assert _event.event_of_soas([(IN, X)], [(OUT, A)] * (MOST_OUTPUTS + 1)) is None
+    outs = [OUT.allocate(5) for _ in range(MOST_OUTPUTS + 1)]
+    runs = prepare(lambda x: (x,) * len(outs), (IN, X), [(OUT, A)] * len(outs))
+    runs(filled(5), outs)
+    assert all(out["b"].tolist() == [1, 2, 3, 4, 5] for out in outs)
 
 
 def test_many_row_counts(monkeypatch):

@@ -155,6 +155,20 @@ def test_what_is_looked_for_suits_the_dtype(dtype):
         forward(lambda x: x[::-1], *pairs, row_wise="verify")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "complex128"])
+def test_the_largest_numbers(dtype):
+    """Rows beyond cannot be larger than these, and no sum of theirs runs over in silence."""
+    with jax.enable_x64(True):
+        layout = Layout([Column("x", dtype), Column("o", dtype)])
+        soa = layout.allocate(2)
+        soa["x"][:] = np.array([1, -1]) * float(jnp.finfo(dtype).max) * 0.99
+        if soa["x"].dtype.kind == "c":
+            soa["x"].imag = soa["x"].real
+        forward(lambda x: x / 2, (soa, Spec(x="x")), (soa, Spec(o="o")), row_wise="verify")
+        np.testing.assert_array_equal(soa["o"], soa["x"] / 2)
+
+
 OTHER = Layout([Column("x", "float32"), Scalar("s", "float32")])
 
 
@@ -165,15 +179,20 @@ OTHER = Layout([Column("x", "float32"), Scalar("s", "float32")])
         ({"row_wise": "yes"}, TypeError, "got 'yes'"),
         ({"outputs": Spec(s=Value("s"))}, ValueError, "tensor 's' is one value for the whole SoA"),
         ({"inputs": OTHER.allocate(7)}, ValueError, "one row count, but .* has 9 rows where .* 7"),
-        ({"fn": lambda x: x[:5]}, ValueError, r"got shape \(5,\), expected \(9,\)"),
-        ({"fn": lambda x: x.sum()}, ValueError, r"got shape \(\), expected \(9,\)"),
+        ({"fn": lambda x: x[:5]}, ValueError, r"got shape \(5,\) for inputs of 256 rows, the cap"),
+        ({"fn": lambda x: x[:9]}, ValueError, r"got shape \(9,\) for .* leave row_wise= out"),
+        ({"fn": lambda x: x.sum()}, ValueError, r"got shape \(\) for inputs of 256 rows"),
+        ({"fn": lambda x: x[None]}, ValueError, r"got shape \(1, 256\) for inputs of 256 rows"),
         ({"fn": lambda x: x[:, None]}, ValueError, r"got shape \(9, 1\), expected \(9,\); drop"),
         ({"fn": lambda x: x.astype("int32")}, TypeError, "got dtype int32, expected float32"),
         ({"fn": lambda x: (x, x)}, ValueError, "gave 2 tensors, but the outputs' specs have 1"),
     ],
 )
-def test_what_is_refused(change, error, message):
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_is_refused(change, error, message, verify):
     """Each by name, and nothing has been written."""
+    if verify:
+        change = {"row_wise": "verify"} | change
     soa = OTHER.allocate(9)
     soa["x"][:] = 1
     options = {"fn": lambda x: x + 1, "inputs": soa, "outputs": Spec(x="x"), "row_wise": True}

@@ -13,6 +13,7 @@ import torch
 
 import soaview_jax
 import soaview_torch
+from soaview import __main__ as cli
 from soaview import _selftest
 from soaview.__main__ import main
 
@@ -29,10 +30,10 @@ def alone(monkeypatch):
     """One framework's part alone, which is quicker."""
 
     def choose(name):
-        known = _selftest._version
+        known = _selftest.version_of
         others = {"torch", "jax"} - {name}
         monkeypatch.setattr(
-            _selftest, "_version", lambda package: None if package in others else known(package)
+            _selftest, "version_of", lambda package: None if package in others else known(package)
         )
 
     return choose
@@ -157,6 +158,16 @@ def test_version(capsys):
         main(["--version"])
     assert exit_status.value.code == 0
     assert capsys.readouterr().out == f"soaview {version('soaview')}\n"
+
+
+def test_of_a_checkout(monkeypatch, capsys):
+    """Where nothing is installed every command runs, and there is no version to tell."""
+    monkeypatch.setattr(cli, "version_of", lambda package: None)
+    with pytest.raises(SystemExit) as exit_status:
+        main(["--version"])
+    assert exit_status.value.code == 0
+    assert capsys.readouterr().out == "soaview (not installed)\n"
+    assert _selftest.version_of("no-such-package") is None
 
 
 def test_the_adapters_are_asked_themselves():

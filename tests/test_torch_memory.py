@@ -25,6 +25,20 @@ LAYOUT = Layout(
 SPEC = Spec(xy=["x", "y"], k="k", x="x", n=Value("n"))
 
 
+@pytest.mark.parametrize("rows", [33, 40_000, 40_064])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bool"])
+def test_copies_lie_where_the_memory_does(dtype, rows):
+    """Whatever torch's default device is, and however many rows there are without padding."""
+    layout = Layout([Column("x", dtype), Column("y", dtype), Column("z", dtype)])
+    soa, spec = layout.allocate(rows), Spec(xy=["x", "y"], gap=["x", "z"], yx=["y", "x"])
+    soa["y"][:] = np.arange(rows) % 2
+    with torch.device("meta"):
+        found = tensors(soa, spec, copy=True)
+    for tensor, names in zip(found, ("xy", "xz", "yx"), strict=True):
+        assert tensor.is_contiguous()
+        np.testing.assert_array_equal(tensor, np.stack([soa[name] for name in names], 1))
+
+
 def test_private_mappings(tmp_path):
     """A file mapped copy-on-write gives tensors that can be written; the file stays as it is."""
     path = tmp_path / "soa.bin"

@@ -47,6 +47,7 @@ from ._forward import (
 )
 from ._prepare import (
     EVENT_NAMES,
+    MOST_OUTPUTS,
     Memories,
     Side,
     Sides,
@@ -65,6 +66,7 @@ __all__ = [
     "EVENT_NAMES",
     "INT64_MAX",
     "ITEMSIZE",
+    "MOST_OUTPUTS",
     "BatchSize",
     "Buffer",
     "Described",

@@ -105,22 +105,48 @@ def soas_of(what: str, sides: Sequence[Side], given: Any) -> list[Pair]:
             f"prepared"
         )
     found = []
-    for (layout, spec), memory in zip(sides, memories, strict=True):
+    for number, ((layout, spec), memory) in enumerate(zip(sides, memories, strict=True)):
+        label = f"{what}[{number}]" if len(sides) > 1 else what
         if isinstance(memory, SoA):
             if memory.layout is not layout and memory.layout != layout:
-                raise ValueError(
-                    f"{what}: the SoA has another layout than was prepared: {memory!r:.200}, "
-                    f"expected {layout!r:.200}"
-                )
+                raise ValueError(f"{label}: {_other_layout(memory.layout, layout)}")
             found.append((memory, spec))
         elif isinstance(memory, tuple) and len(memory) == 2:
-            found.append((layout.wrap(*memory), spec))
+            try:
+                found.append((layout.wrap(*memory), spec))
+            except (BufferError, TypeError, ValueError) as error:
+                kinds = BufferError, TypeError, ValueError
+                kind = next(kind for kind in kinds if isinstance(error, kind))
+                raise kind(f"{label}: {error}") from error
         else:
             raise TypeError(
-                f"{what}: expected an SoA or a pair (buffer, rows), got {memory!r:.100}"
+                f"{label}: expected an SoA or a pair (buffer, rows), got {memory!r:.100}"
             )
     return found
 
+
+def _other_layout(got: Layout, expected: Layout) -> str:
+    """How they differ, in words."""
+    if got.fields == expected.fields:
+        return (
+            f"the SoA's layout has another alignment than was prepared: {got.alignment}, "
+            f"expected {expected.alignment}"
+        )
+    both = zip(got.fields, expected.fields, strict=False)
+    first = next((n for n, (a, b) in enumerate(both) if a != b), None)
+    if first is None:
+        return (
+            f"the SoA's layout has another number of fields than was prepared: "
+            f"{len(got.fields)}, expected {len(expected.fields)}"
+        )
+    return (
+        f"the SoA has another layout than was prepared: field {first} is "
+        f"{got.fields[first]!r:.200}, expected {expected.fields[first]!r:.200}"
+    )
+
+
+MOST_OUTPUTS = 16
+"""Pairs that are written at once; of more the long way is quicker than to make a function."""
 
 EVENT_NAMES = {"HostBuffer": HostBuffer, "byte": np.dtype(np.uint8), "ndarray": np.ndarray}
 """What the lines of `soa_lines` and `array_lines` name."""
@@ -200,20 +226,20 @@ def event_for(name: str, make: Make[Made], inputs: Pairs, outputs: Pairs) -> Mad
     layout, key = soa.layout, (name, spec.key, out_spec.key)
     known: tuple[Layout, Made | None] | None = layout.plans.get(key)
     if known is None or known[0] is not out.layout:
-        found = events_for(name, make, [(soa, spec)], [(out, out_spec)])
+        found = events_for(name, make, [(layout, spec)], [(out.layout, out_spec)])
         known = layout.plans[key] = out.layout, found  # as hashes of layouts take a while
     return known[1]
 
 
-def events_for(name: str, make: Make[Made], inputs: list[Pair], outputs: list[Pair]) -> Made | None:
-    """As `event_for`, of lists of pairs that have been checked."""
-    sides = [[(soa.layout, spec) for soa, spec in side] for side in (inputs, outputs)]
-    keys = (tuple((layout, spec.key) for layout, spec in side) for side in sides)
-    plans, key = sides[0][0][0].plans, (f"{name}s", *keys)
-    if key not in plans:
+def events_for(name: str, make: Make[Made], inputs: list[Side], outputs: list[Side]) -> Made | None:
+    """As `event_for`, of lists of layouts and specs that have been checked."""
+    keys = (tuple((layout, spec.key) for layout, spec in side) for side in (inputs, outputs))
+    plans, key = inputs[0][0].plans, (f"{name}s", *keys)
+    found: Any = plans.get(key, key)
+    if found is key:
         try:
-            plans[key] = make(*sides)
+            found = plans[key] = make(inputs, outputs)
         except (BufferError, KeyError, TypeError, ValueError):
-            plans[key] = None
-    found: Made | None = plans[key]
-    return found
+            found = plans[key] = None
+    made: Made | None = found
+    return made
