@@ -187,6 +187,7 @@ def test_it_gives_up_in_words(monkeypatch):
         Layout.arrange(plain("abcdef"), Spec(t=["a", "c", "b"], s=["d", "f", "e"]))
 
 
+@pytest.mark.slow
 def test_many_fields_and_tensors():
     """Thousands of either end in an order, or in words."""
     fields = plain(f"f{n}" for n in range(20_000))

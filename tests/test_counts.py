@@ -133,7 +133,7 @@ def with_both(numbers):
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
 
-@pytest.mark.slow_but_every(14)
+@pytest.mark.slow
 @with_both(INTEGERS)
 def test_counts_of_every_dtype(dtype, wide):
     """Traced or not, in strict promotion, too, a count is the number that it is."""
@@ -154,7 +154,7 @@ def test_counts_of_every_dtype(dtype, wide):
         assert each.sum(1).tolist() == [3, 5]
 
 
-@pytest.mark.slow_but_every(14)
+@pytest.mark.slow
 @with_both(INTEGERS)
 def test_offsets_of_every_dtype(dtype, wide):
     """Traced or not, in strict promotion, too, offsets and counts say the same."""
