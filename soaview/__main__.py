@@ -37,6 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     read.add_argument("header", type=Path, help="a file with GENERATE_SOA_LAYOUT(...)")
     read.add_argument("--name", help="which of its layouts")
     read.add_argument("--rows", type=int, help="the row count of the map")
+    for what, kind, text in (
+        ("types", _assignment, "dtypes of types that stand elsewhere, such as PixelId=uint32"),
+        ("constants", _constant, "likewise, such as kN=71"),
+    ):
+        read.add_argument(
+            f"--{what}", type=kind, nargs="+", default=(), metavar="NAME=VALUE", help=text
+        )
     read.add_argument("--json", action="store_true", help="print layout.to_json() instead")
     run = commands.add_parser("demo", help="tensors of both frameworks over one buffer")
     run.add_argument("--rows", type=int, default=100_000, help="of the made-up events")
@@ -61,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
             if options.svg:
                 options.svg.write_text(layout.to_svg(options.rows), encoding="utf-8")
         elif options.command == "layout":
-            layout = read_header(options.header, options.name)
+            types, constants = dict(options.types), dict(options.constants)
+            layout = read_header(options.header, options.name, types, constants)
             if options.rows is None and not options.json:
                 raise ValueError("--rows N gives the memory map, --json the layout")
             print(layout.to_json() if options.json else layout.describe(options.rows))
@@ -87,12 +95,30 @@ def read_layout(path: Path) -> Layout:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_header(path: Path, name: str | None) -> Layout:
+def _assignment(text: str) -> tuple[str, str]:
+    """A name and what it stands for, `NAME=WHAT`."""
+    name, equals, what = text.partition("=")
+    if not (name and equals and what):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r:.60}")
+    return name, what
+
+
+def _constant(text: str) -> tuple[str, int]:
+    name, value = _assignment(text)
+    try:
+        return name, int(value, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{name!r:.60} is no integer: {value!r:.60}") from None
+
+
+def read_header(
+    path: Path, name: str | None, types: dict[str, Any], constants: dict[str, int]
+) -> Layout:
     """The layout of that name in a C++ header."""
     with path.open(encoding="utf-8", errors="replace") as file:  # comments may be in any
         text = file.read(MAX_TEXT + 1)
     try:
-        return Layout.from_cpp(text, name=name)
+        return Layout.from_cpp(text, name=name, types=types, constants=constants)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

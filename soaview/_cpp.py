@@ -121,7 +121,10 @@ class Header:
                 f"the text has no {macro}(NAME, ...), comments aside; pass a header's content"
             )
         if name is None and len(there) > 1:
-            raise ValueError(f"there are {len(there)} {macro}, pick one by name=: {listed(names)}")
+            raise ValueError(
+                f"there are {len(there)} {macro}, pick one by name= (--name on the command line): "
+                f"{listed(names)}"
+            )
         *scopes, last = [names[0]] if name is None else check_name("layout", name).split("::")
         chosen = [f for f in there if f.name == last and _ends(f.path, scopes)]
         if not chosen:

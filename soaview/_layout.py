@@ -68,7 +68,7 @@ class Layout(Fields, Described):
             _total=total,
             _by_name={f.name: f for f in fields},
             _hash=hash((fields, alignment)),
-            plans=Plans(),
+            plans=Plans(len(fields)),
         )
 
     def __eq__(self, other: object) -> bool:

@@ -37,7 +37,10 @@ def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:
     for name in arrays:
         layout[name]
     if missing := [field.name for field in layout.fields if field.name not in arrays]:
-        raise KeyError(f"no array for {listed(map(repr, missing))}")
+        raise KeyError(
+            f"no array for {listed(map(repr, missing))}; pass one for each field: of a column that "
+            f"is to be filled later a number will do, such as {missing[0]!r:.80}: 0"
+        )
     values = [as_array(field, arrays[field.name]) for field in layout.fields]
     first = ""
     if rows is None:

@@ -116,11 +116,18 @@ def _at(tensor: str) -> str:
 def _check_alike(tensor: str, one: Column | Scalar, other: Column | Scalar) -> None:
     for what, a, b in (("dtype", one.dtype, other.dtype), ("shape", one.shape, other.shape)):
         if a != b:
+            cast = "after a cast that you choose, " if what == "dtype" else ""
             raise ValueError(
                 f"{_at(tensor)}its columns need one {what}, but {one.name!r} has {a} and "
-                f"{other.name!r} has {b}; take them apart: torch.cat, "
-                f"np.concatenate and jax.numpy.concatenate join what they give"
+                f"{other.name!r} has {b}; take them apart, {_alone(one)} and {_alone(other)}, and "
+                f"join what they give along axis 1, {cast}by torch.cat, np.concatenate or "
+                f"jax.numpy.concatenate"
             )
+
+
+def _alone(column: Column | Scalar) -> str:
+    """The entry that gives it with a column axis."""
+    return repr(column.name) if column.shape else f"[{column.name!r}]"
 
 
 def _start(layout: Layout, column: Column | Scalar) -> Form:

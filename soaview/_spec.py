@@ -177,13 +177,18 @@ def repeated(names: Iterable[str]) -> str | None:
 
 
 MOST_PLANS = 4096
-"""Of a layout: a loop may make a new spec in each of its rounds, for as long as it likes."""
+"""Of a layout, beside those of its fields: a loop may make a new spec in each of its rounds."""
 
 
 class Plans(dict[Hashable, Any]):
-    """What rooms above have compiled for a layout; what is full is emptied first."""
+    """What rooms above have compiled for a layout of so many fields; it is emptied when full."""
+
+    __slots__ = ("fields",)
+
+    def __init__(self, fields: int) -> None:
+        self.fields = fields
 
     def __setitem__(self, key: Hashable, made: Any) -> None:
-        if len(self) >= MOST_PLANS:
+        if len(self) >= MOST_PLANS + 2 * self.fields:
             self.clear()
         super().__setitem__(key, made)

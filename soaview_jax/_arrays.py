@@ -213,9 +213,16 @@ def _padding(soa: SoA, view: View) -> str:
             f"layout.dense_rows({soa.rows}) is {dense}, a row count without padding, and "
             f"copy=None copies it"
         )
+    padding = ""
+    if dense != soa.rows:
+        padding = (
+            f", and take padded=True or a row count without padding (layout.dense_rows("
+            f"{soa.rows}) is {dense})"
+        )
     return (
         f"its columns are not neighbours (strides {view.strides}, in elements), and XLA imports "
-        f"only dense memory; declare the fields one after another, or let copy=None copy it"
+        f"only dense memory; declare the fields one after another{padding}, or let copy=None copy "
+        f"it"
     )
 
 

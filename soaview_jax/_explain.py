@@ -108,8 +108,8 @@ def _why(soa: SoA, run: Run) -> str:
         return ""
     return (
         f"{name_of(run)!r} starts {past} bytes past a multiple of {alignment_on(soa.device)}, and "
-        f"JAX copies what does on the way in, in every call; align the buffer "
-        f"(layout.allocate does)"
+        f"XLA takes no such memory as it is: JAX copies it on the way in, in every call; align the "
+        f"buffer (layout.allocate does)"
     )
 
 

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from soaview.adapter import Memories, Sides, check_model, check_sides, events_for, soas_of
 
 from ._event import LATER, event_of_arrays, event_of_soas
 from ._forward import call_of, forward
+from ._row_wise import check_mode
 
 
 def prepare(
-    fn: Callable[..., Any], inputs: Sides, outputs: Sides
+    fn: Callable[..., Any],
+    inputs: Sides,
+    outputs: Sides,
+    *,
+    row_wise: bool | Literal["verify"] = False,
 ) -> Callable[[Memories, Memories], None]:
     """What runs a function on one event after another: `forward`, with its checks done beforehand.
 
     Of new memory of the host a call takes little more than the function; of all other memory it is
     `forward`. The promises and errors are those of `forward`. The function is compiled for each row
-    count: where these never come again, see `row_wise=` of `forward`.
+    count: where these never come again, use `row_wise=`.
 
     Args:
         fn: any function of arrays that can be traced; of one that is a pytree the arrays are those
             that it has now.
         inputs: a pair `(layout, spec)`, or a list of pairs: what every event brings.
         outputs: likewise: what the results are written to.
+        row_wise: as in `forward`: compile for capacities, and not for each row count.
 
     Returns:
         A function of `(inputs, outputs)`: for each pair an SoA of that layout, or `(buffer, rows)`,
@@ -44,9 +50,12 @@ def prepare(
     array([2., 4.], dtype=float32)
     """
     check_model(fn)
+    check_mode(row_wise)
     ins, outs = check_sides("inputs", inputs), check_sides("outputs", outputs)
-    arrays = events_for("jax.arrays", event_of_arrays, ins, outs)
-    soas = events_for("jax.event", event_of_soas, ins, outs)
+    arrays = soas = None
+    if row_wise is False:
+        arrays = events_for("jax.arrays", event_of_arrays, ins, outs)
+        soas = events_for("jax.event", event_of_soas, ins, outs)
     by_arrays, by_soas = (None if event is None else call_of(fn, event) for event in (arrays, soas))
 
     def at_once(inputs: Any, outputs: Any) -> bool:
@@ -64,6 +73,6 @@ def prepare(
             return
         given, written = soas_of("inputs", ins, inputs), soas_of("outputs", outs, outputs)
         if soas is None or soas.run(by_soas, given, written) is LATER:
-            forward(fn, given, written)
+            forward(fn, given, written, row_wise=row_wise)
 
     return run

@@ -25,6 +25,12 @@ def capacity_of(rows: int) -> int:
     return max(_LEAST, 1 << (rows - 1).bit_length())
 
 
+def check_mode(row_wise: object) -> None:
+    """Raise for no mode that there is."""
+    if row_wise is not False and row_wise is not True and row_wise != "verify":
+        raise TypeError(f"row_wise must be False, True or 'verify', got {row_wise!r:.60}")
+
+
 def check_row_wise(row_wise: object, task: Work) -> None:
     """Raise unless all rows go together, through the host.
 
@@ -32,8 +38,7 @@ def check_row_wise(row_wise: object, task: Work) -> None:
         TypeError: no mode that there is.
         ValueError: a scalar as an output; SoAs of other row counts, or on a device.
     """
-    if row_wise is not False and row_wise is not True and row_wise != "verify":
-        raise TypeError(f"row_wise must be False, True or 'verify', got {row_wise!r:.60}")
+    check_mode(row_wise)
     if row_wise is False:
         return
     first = task.outputs[0][0]
@@ -57,8 +62,8 @@ def check_row_wise(row_wise: object, task: Work) -> None:
         if other is not None:
             raise ValueError(
                 f"row_wise= is for SoAs of one row count, but {first!r:.200} has {rows} rows where "
-                f"{other!r:.200} has {other.rows}; leave it out, or close over the other one's "
-                f"arrays"
+                f"{other!r:.200} has {other.rows}; leave it out, close over the other one's "
+                f"arrays, or give each a fixed capacity and mask its rows, soaview_jax.mask"
             )
 
 

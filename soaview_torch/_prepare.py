@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from soaview.adapter import Memories, Sides, check_copy, check_model, check_sides, soas_of
+from soaview.adapter import Memories, Sides, check_copy, check_model, check_sides, resolve, soas_of
 
 from ._event import at_once, of_arrays, of_soas
 from ._forward import forward
@@ -30,6 +30,7 @@ def prepare(
         what `layout.wrap` takes; in a list, where there are several.
 
     Raises:
+        BufferError: with `copy=False`, a tensor that cannot be a view.
         TypeError, KeyError, ValueError: layouts and specs that do not go together, columns that
             cannot be written, a model that cannot be called.
 
@@ -46,6 +47,9 @@ def prepare(
     check_copy(copy)
     check_model(model)
     ins, outs = check_sides("inputs", inputs), check_sides("outputs", outputs)
+    if copy is False:
+        for layout, spec in ins:
+            resolve(layout.allocate(1), spec)  # raises where columns have no single strided view
     known = of_soas(ins, outs) if copy is False else None
 
     def by_soas(inputs: Memories, outputs: Memories) -> None:

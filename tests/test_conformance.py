@@ -353,6 +353,7 @@ def test_read_only_memory(adapter):
         (Spec(t=["x", "yy"]), KeyError, "no column 'yy'; did you mean 'y'"),
         (Spec(t=["x", "gap"]), ValueError, "'t'.*one dtype.*'x' has float32.*'gap' has int8"),
         (Spec(t=["x", "u"]), ValueError, r"'t'.*one shape.*'x' has \(\).*'u' has \(3,\)"),
+        (Spec(t=["x", "u"]), ValueError, r"take them apart, \['x'\] and 'u', and join"),
         (Spec(t=Value("x")), ValueError, "'t'.*Value takes a Scalar, but 'x' is a Column"),
         ({"t": "x"}, TypeError, "spec must be a Spec, got dict"),
     ],

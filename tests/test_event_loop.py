@@ -420,6 +420,9 @@ def test_prepared_with_copies():
         prepare(lambda x: x.add_(1), (IN, X), (OUT, A), copy=True)(memory, there)
         assert out["b"].tolist() == [2 + n for n in range(33)]
     assert soa["y"].tolist() == IN.wrap(array, 33)["y"].tolist() == [1 + n for n in range(33)]
+    reverse = Spec(x=["y", "x"])  # which no view covers
+    prepare(lambda x: x * 3, (IN, reverse), (OUT, A), copy=None)((np.array(array), 33), out)
+    assert out["a"].tolist() == [3 * (1 + n) for n in range(33)]
     with pytest.raises(TypeError, match="copy must be"):
         prepare(lambda x: x, (IN, X), (OUT, A), copy="yes")
 

@@ -481,10 +481,30 @@ def test_command_line(tmp_path, capsys):
     assert Layout.from_json(capsys.readouterr().out) == layout
 
 
+def test_what_stands_elsewhere(tmp_path, capsys):
+    """Types and constants of other headers are given on the command line, too."""
+    path = tmp_path / "Digis.h"
+    text = "GENERATE_SOA_LAYOUT(Digis, SOA_COLUMN(PixelId, id), SOA_EIGEN_COLUMN(V, v))"
+    path.write_text("using V = Eigen::Matrix<float, kN, 1>;" + text)
+    layout = Layout.from_cpp(path.read_text(), types={"PixelId": "uint32"}, constants={"kN": 7})
+    named = ["--types", "PixelId=uint32", "Other=float32", "--constants", "kN=0x7"]
+    assert main(["layout", str(path), "--json", *named]) == 0
+    assert Layout.from_json(capsys.readouterr().out) == layout
+    for wrong, message in (
+        (["--types", "PixelId"], "expected NAME=VALUE, got 'PixelId'"),
+        (["--constants", "kN=seven"], "'kN' is no integer: 'seven'"),
+        (["--types", "PixelId=struct", "--constants", "kN=7"], "unknown dtype 'struct'"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["layout", str(path), "--json", *wrong])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rows", "3"], "Hits.h: there are 2 GENERATE_SOA_LAYOUT, pick one by name="),
+        (["--rows", "3"], "Hits.h: there are 2 GENERATE_SOA_LAYOUT, pick one by name= (--name on"),
         (["--name", "Hits", "--rows", "3"], "no GENERATE_SOA_LAYOUT 'Hits'"),
         (["--name", "PCA"], "--rows N gives the memory map, --json the layout"),
         (["--name", "PCA", "--rows", "-1"], "rows must not be negative"),

@@ -134,6 +134,7 @@ def test_messages_of_indices_name_no_tensor():
         (["b", "a"], BufferError, "reversed order.*take them one by one"),
         (["a", "a"], BufferError, "column 'a' is repeated"),
         (["a", "i"], ValueError, "its columns need one dtype, but 'a' has float32 and 'i' has"),
+        (["a", "i"], ValueError, r"take them apart, \['a'\] and \['i'\], .* along axis 1, after a"),
         (Value("a"), ValueError, "Value takes a Scalar, but 'a' is a Column"),
         ([], ValueError, "^the list of columns is empty"),
         (["a", 3], TypeError, "^expected a column's name, a list of names"),

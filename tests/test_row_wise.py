@@ -9,7 +9,7 @@ import pytest
 from cases import CASES, filled, layout_of
 
 from soaview import Column, Layout, Scalar, Spec, Value
-from soaview_jax import forward
+from soaview_jax import forward, prepare
 
 NEEDS = ["jax"]
 
@@ -205,6 +205,28 @@ def test_what_is_refused(change, error, message, verify):
             row_wise=options["row_wise"],
         )
     assert (soa["x"] == 1).all()
+
+
+@pytest.mark.parametrize("mode", [True, "verify"])
+def test_prepared(mode):
+    """An event loop's function is compiled for capacities, too; modes are checked before."""
+    fn, out = Traced(), LAYOUT
+    run = prepare(fn, (LAYOUT, INPUTS), (out, OUTPUTS), row_wise=mode)
+    for rows in (3, 200, 256, 300):
+        soa = soa_of(rows)
+        run(soa, soa)
+        check(soa)
+        bare = np.array(soa_of(rows).buffer.root)
+        run((bare, rows), (bare, rows))
+        check(LAYOUT.wrap(bare, rows))
+    assert {shape[0] for shape in fn.shapes} == ({256, 512} if mode is True else {256, 512, 1024})
+    with pytest.raises(ValueError, match=r"got shape \(128,\) for inputs of 256 rows"):
+        prepare(lambda x: x[::2], (LAYOUT, Spec(x="x")), (LAYOUT, Spec(a="a")), row_wise=mode)(
+            soa_of(128), soa_of(128)
+        )
+    for wrong in (None, 1, "yes"):
+        with pytest.raises(TypeError, match="row_wise must be False, True or 'verify'"):
+            prepare(fn, (LAYOUT, INPUTS), (LAYOUT, OUTPUTS), row_wise=wrong)
 
 
 def test_only_on_the_host():

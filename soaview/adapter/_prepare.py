@@ -18,7 +18,7 @@ from .._dtypes import INT64_MAX
 from .._layout import Layout
 from .._soa import SoA
 from .._spec import Spec
-from .._views import spec_hint, views
+from .._views import spec_hint, views_or_gathers
 from ._forward import Pair, Pairs, results
 from ._targets import writable_views
 
@@ -42,7 +42,8 @@ def check_sides(what: str, given: Any) -> list[Side]:
     Raises:
         TypeError: anything else.
         ValueError: no pairs, or a spec without tensors.
-        BufferError, KeyError, TypeError, ValueError: as `views`; of outputs, as `writable_views`.
+        KeyError, TypeError, ValueError: as `views`; of outputs, as `writable_views`. What no single
+            strided view covers is for the adapter to refuse.
 
     >>> from soaview import Column, Spec
     >>> len(check_sides("inputs", (Layout([Column("pt", "float32")]), Spec(x="pt"))))
@@ -60,7 +61,7 @@ def check_sides(what: str, given: Any) -> list[Side]:
         if not spec:
             raise ValueError(f"{what}: a spec has no tensors")
         # With a row of its own, for messages count bytes.
-        (views if what == "inputs" else writable_views)(layout.allocate(1), spec)
+        (views_or_gathers if what == "inputs" else writable_views)(layout.allocate(1), spec)
     return list(found)
 
 
