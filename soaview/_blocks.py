@@ -278,7 +278,7 @@ class SoABlocks(Mapping[str, SoA]):
     ) -> None:
         soas = {}
         for name, (first, nbytes) in layout._places(rows).items():
-            part = memory.part(first, nbytes, layout[name].sizes[-1])
+            part = memory.part(first, nbytes, layout[name].itemsize)
             soas[name] = SoA(layout[name], part, rows[name], 0, rows[name])
         rows = MappingProxyType(dict(rows))
         freeze(self, layout=layout, rows=rows, _soas=soas, _buffer=memory)

@@ -312,9 +312,9 @@ def _box(e: Extent) -> _Box:
         f"{cut_text(shown(f.name), 32)}: {f.dtype} {cut_text(e.shape, 32)}\n"
         f"{_bytes(e.offset, e.nbytes)}, pitch {e.pitch}, {e.padding} padding"
     )
-    outer = 1 if len(f.shape) < 2 else f.shape[f.order == "F"]
+    outer = 1 if f.interleaved or len(f.shape) < 2 else f.shape[f.order == "F"]
     kind = "e" if not e.nbytes else "c" if f.per_row else "s"
-    return _Box(shown(f.name), title, kind, e.nbytes, e.padding, (f.components, outer))
+    return _Box(shown(f.name), title, kind, e.nbytes, e.padding, (f.subcolumns, outer))
 
 
 def _others(what: str, places: list[tuple[int, int]]) -> _Box:

@@ -22,7 +22,7 @@ from ._settings import NARROW, alignment_on, x64
 
 
 def leaves(soa: SoA) -> tuple[Any, ...]:
-    """Per run a matrix (components, padded rows) over the memory itself.
+    """Per run a matrix over the memory itself: `Run.shape`.
 
     64-bit runs go as pairs of 32 bits where JAX has those types switched off. A slice, whose
     columns lie apart, goes as a copy of its rows.
@@ -129,18 +129,20 @@ def _own_rows(soa: SoA) -> tuple[Any, ...]:
     memory = layout.allocate(soa.rows).buffer.root
     both = zip(runs(layout, soa.capacity), runs(layout, soa.rows), strict=True)
     for source, (run, own) in zip(whole, both, strict=True):
-        if not layout[run.names[0]].per_row:
+        if not run.per_row:
             found.append(source)
             continue
         words = source.shape[1] // run.shape[1]
-        rows = source[:, soa.start * words : (soa.start + soa.rows) * words]
-        padding = own.shape[1] * words - rows.shape[1]
+        rows = source[soa.start : soa.start + soa.rows]
+        if not run.interleaved:
+            rows = source[:, soa.start * words : (soa.start + soa.rows) * words]
+        shape = own.shape[0], own.shape[1] * words
         if isinstance(source, np.ndarray):
-            target = np.ndarray((len(rows), own.shape[1] * words), source.dtype, memory, own.offset)
+            target = np.ndarray(shape, source.dtype, memory, own.offset)
             target[:, : rows.shape[1]] = rows
             found.append(target)
         else:
-            found.append(jnp.pad(rows, ((0, 0), (0, padding))))
+            found.append(jnp.pad(rows, ((0, 0), (0, shape[1] - rows.shape[1]))))
     return tuple(found)
 
 

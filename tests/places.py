@@ -95,7 +95,7 @@ class PretendedMemory(TorchMemory):
         readonly = not memory.flags.writeable
         at = owner.data_ptr(), len(owner), readonly, 1, self.number
         there = self.memory(*at, source=owner, owner=owner)
-        buffer = self.buffer(there, layout.nbytes(rows), layout.sizes[-1])
+        buffer = self.buffer(there, layout.nbytes(rows), layout.itemsize)
         return SoA(layout, buffer, rows, 0, rows)
 
     watched = HostMemory.watched

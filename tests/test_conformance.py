@@ -428,7 +428,7 @@ def test_write_of_aliases(adapter):
         (Spec(a="x", b=["y", "x"]), np.zeros((10, 2), "f4"), ValueError, "'x' would be .* twice"),
         (Spec(a="x", b=["y", "y"]), np.zeros((10, 2), "f4"), ValueError, "'y' would be .* twice"),
         (Spec(a="x"), np.zeros(10, "f4"), ValueError, "got 2 tensors, but the spec has 1"),
-        (Spec(a="x", b="w"), np.zeros(10, "f4"), KeyError, "no column 'w'"),
+        (Spec(a="x", b="ww"), np.zeros(10, "f4"), KeyError, "no column 'ww'"),
     ],
 )
 def test_bad_writes_write_nothing(adapter, spec, second, error, message):
