@@ -152,17 +152,18 @@ class Header:
                 raise self._names.error(
                     where, "SOA_EIGEN_COLUMN takes a matrix or vector of Eigen's"
                 )
-            if macro != "SOA_EIGEN_COLUMN" and shape:
+            if macro != "SOA_EIGEN_COLUMN" and eigen:
                 raise self._names.error(
                     where,
-                    f"{macro} of shape {shape} has its numbers side by side, row after row, which "
-                    f"soaview cannot express yet",
+                    f"{macro} takes a number or a std::array; a column of Eigen's goes by "
+                    f"SOA_EIGEN_COLUMN",
                 )
             try:
                 if macro == "SOA_SCALAR":
-                    found.append(Scalar(tokens[-1], dtype))
+                    found.append(Scalar(tokens[-1], dtype, shape))
                 else:
-                    found.append(Column(tokens[-1], dtype, shape, order))
+                    adjacent = bool(shape) and not eigen
+                    found.append(Column(tokens[-1], dtype, shape, order, interleaved=adjacent))
             except ValueError as error:
                 raise self._names.error(Where((), at), str(error)) from None
         return found

@@ -265,6 +265,7 @@ def wrapped(layout: Layout, rows: int) -> tuple[SoA, dict[str, np.ndarray]]:
 class Image:
     """A memory image written by the CMS experiment's C++ classes."""
 
+    file: str
     name: str
     layout: Layout
     rows: int
@@ -276,40 +277,58 @@ class Image:
 
     def memory(self) -> np.ndarray:
         """The image's bytes, on an address that every adapter takes."""
-        with np.load(HERE / "cms_soa.npz") as images:
-            image = images[f"{self.name}/{self.rows}"]
-        raw = np.empty(len(image) + 128, np.uint8)
-        memory = raw[-raw.__array_interface__["data"][0] % 128 :][: len(image)]
-        memory[:] = image
-        return memory
+        return image_of(self.file, f"{self.name}/{self.rows}")
 
     def expected(self, number: int) -> np.ndarray:
         """Field number `number`, by the formula that the C++ program filled it with."""
-        f = self.layout.fields[number]
-        dtype = np.dtype(f.dtype)
-        if not f.per_row:
-            numbers = np.asarray((number * 7 + 5) % 97)
-        else:
-            r, c = (*f.shape, 1, 1)[:2]
-            i, j, k = np.ogrid[: self.rows, :r, :c]
-            numbers = ((number * 7 + i * 3 + j * 5 + k * 11) % 97).reshape(self.rows, *f.shape)
-        return (numbers & 1 if f.dtype == "bool" else numbers).astype(dtype)
+        return written(self.layout, number, self.rows)
+
+
+def image_of(file: str, key: str) -> np.ndarray:
+    with np.load(HERE / f"{file}.npz") as images:
+        return places.aligned(images[key])
+
+
+def written(layout: Layout, number: int, rows: int, block: int = 0) -> np.ndarray:
+    """What the C++ programs filled a field with, in a leaf block of that number."""
+    f = layout.fields[number]
+    r, c = (*f.shape, 1, 1)[:2]
+    i, j, k = np.ogrid[: rows if f.per_row else 1, :r, :c]
+    first = 17 * block + 7 * number + (3 * i if f.per_row else 5)
+    numbers = ((first + j * 5 + k * 11) % 97).reshape(-1, *f.shape)
+    numbers = numbers if f.per_row else numbers[0]
+    return (numbers & 1 if f.dtype == "bool" else numbers).astype(np.dtype(f.dtype))
+
+
+def field_of(described: dict[str, Any]) -> Column | Scalar:
+    """A field as the images' JSON has it."""
+    kind, dtype = described["kind"], np.dtype(described["dtype"])
+    name, shape = described["name"], described.get("shape", ())
+    if kind.endswith("scalar"):
+        return Scalar(name, dtype, shape)
+    adjacent = kind == "array_column"
+    return Column(name, dtype, shape, described.get("order"), interleaved=adjacent)
+
+
+def described_in(file: str) -> list[dict[str, Any]]:
+    return json.loads((HERE / f"{file}.json").read_text())
+
+
+FILES = ("cms_soa", "cms_soa_arrays_blocks")
 
 
 def _images() -> list[Image]:
     images = []
-    for described in json.loads((HERE / "cms_soa.json").read_text()):
-        fields = [
-            Scalar(f["name"], f["dtype"])
-            if f["kind"] == "scalar"
-            else Column(f["name"], f["dtype"], tuple(f.get("shape", ())))
-            for f in described["fields"]
-        ]
-        layout = Layout(fields, alignment=described["alignment"])
-        images += [
-            Image(described["name"], layout, c["rows"], c["nbytes"], c["offsets"])
-            for c in described["cases"]
-        ]
+    for file in FILES:
+        for described in described_in(file):
+            if "blocks" in described:
+                continue
+            name, fields = described["name"], map(field_of, described["fields"])
+            layout = Layout(fields, alignment=described["alignment"])
+            images += [
+                Image(file, name, layout, c["rows"], c["nbytes"], c["offsets"])
+                for c in described["cases"]
+            ]
     return images
 
 
