@@ -41,7 +41,7 @@ def to(soa: Movable, device: jax.Device | NamedSharding) -> Movable:
     SoA(2 rows, 128 bytes on cpu, read-only: x float32)
     """
     if isinstance(soa, SoABlocks):
-        moved = {name: _to(block, device) for name, block in soa.items()}
+        moved = {name: to(block, device) for name, block in soa.items()}
         return SoABlocks.of(soa.layout, moved, soa.rows)
     return _to(soa, device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -161,17 +161,27 @@ def _unflatten(aux: Aux, children: Iterable[Any]) -> SoA:
     return from_leaves(*aux, children)
 
 
-BlocksAux = tuple[Blocks, tuple[tuple[str, int], ...]]
+BlocksAux = tuple[Blocks, tuple[tuple[str, Any], ...]]
 
 
-def _blocks_flatten(soas: SoABlocks) -> tuple[list[tuple[DictKey, SoA]], BlocksAux]:
+def _blocks_flatten(soas: SoABlocks) -> tuple[list[tuple[DictKey, Any]], BlocksAux]:
     found = [(DictKey(name), soa) for name, soa in soas.items()]
-    return found, (soas.layout, tuple(soas.rows.items()))
+    return found, (soas.layout, _pairs(soas.rows))
+
+
+def _pairs(rows: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Row counts as pairs, which have a hash."""
+    return tuple((k, _pairs(n) if isinstance(n, Mapping) else n) for k, n in rows.items())
+
+
+def _rows_of(pairs: Iterable[Any]) -> dict[str, Any]:
+    """The same again; JSON has made lists of tuples."""
+    return {k: n if isinstance(n, int) else _rows_of(n) for k, n in pairs}
 
 
 def _blocks_unflatten(aux: BlocksAux, children: Iterable[Any]) -> SoABlocks:
     layout, rows = aux
-    return SoABlocks.of(layout, dict(zip(layout, children, strict=True)), dict(rows))
+    return SoABlocks.of(layout, dict(zip(layout, children, strict=True)), _rows_of(rows))
 
 
 def _to_bytes(aux: Aux) -> bytes:
@@ -184,14 +194,12 @@ def _from_bytes(data: bytes | bytearray) -> Aux:
 
 
 def _blocks_to_bytes(aux: BlocksAux) -> bytes:
-    layouts = {name: layout.to_dict() for name, layout in aux[0].items()}
-    return json.dumps({"layouts": layouts, "rows": dict(aux[1])}).encode()
+    return json.dumps({**aux[0].to_dict(), "rows": aux[1]}).encode()
 
 
 def _blocks_from_bytes(data: bytes | bytearray) -> BlocksAux:
     found = json.loads(data)
-    layouts = {name: Layout.from_dict(layout) for name, layout in found["layouts"].items()}
-    return Blocks(layouts), tuple(found["rows"].items())
+    return Blocks.from_dict({"blocks": found["blocks"]}), _pairs(_rows_of(found["rows"]))
 
 
 jax.tree_util.register_pytree_with_keys(SoA, _flatten_with_keys, _unflatten, _flatten)

@@ -18,7 +18,7 @@ import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
 import numpy as np
 import places
 
-from soaview import Column, Layout, Scalar, SoA, Value
+from soaview import Blocks, Column, Layout, Scalar, SoA, Value
 
 ROWS = (0, 1, 31, 32, 33, 1000)
 
@@ -333,3 +333,58 @@ def _images() -> list[Image]:
 
 
 IMAGES = _images()
+
+
+@dataclass(frozen=True)
+class BlocksImage:
+    """The same of a block class: `places` has, by the names that lead to it, each leaf's."""
+
+    name: str
+    blocks: Blocks
+    rows: dict[str, Any]
+    nbytes: int
+    places: dict[tuple[str, ...], dict[str, Any]]
+    key: str
+
+    def __str__(self) -> str:
+        return self.key.replace("/", "-")
+
+    def memory(self) -> np.ndarray:
+        """As an `Image` has it."""
+        return image_of(FILES[1], self.key)
+
+
+def _block_of(described: dict[str, Any], alignment: int) -> Layout | Blocks:
+    if described["kind"] == "layout":
+        return Layout(map(field_of, described["fields"]), alignment=alignment)
+    return Blocks({b["name"]: _block_of(b, alignment) for b in described["blocks"]})
+
+
+def _rows_of(places: dict[str, Any]) -> dict[str, Any]:
+    return {n: _rows_of(p["blocks"]) if "blocks" in p else p["rows"] for n, p in places.items()}
+
+
+def _leaves_of(places: dict[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    found: dict[tuple[str, ...], Any] = {}
+    for name, place in places.items():
+        leaf = {(*path, name): place}
+        found |= _leaves_of(place["blocks"], (*path, name)) if "blocks" in place else leaf
+    return found
+
+
+def _blocks_images() -> list[BlocksImage]:
+    images = []
+    for described in described_in(FILES[1]):
+        if "blocks" not in described:
+            continue
+        blocks = _block_of(described, described["alignment"])
+        assert isinstance(blocks, Blocks)
+        for case in described["cases"]:
+            places_ = case["blocks"]
+            key = f"{described['name']}/{'-'.join(map(str, case['rows']))}"
+            found = _rows_of(places_), case["nbytes"], _leaves_of(places_)
+            images.append(BlocksImage(described["name"], blocks, *found, key))
+    return images
+
+
+BLOCKS_IMAGES = _blocks_images()

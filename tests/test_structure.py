@@ -34,6 +34,7 @@ LADDER = [
     "_why",
     "_reduce",
     "_soa",
+    "_nested",
     "_blocks",
     "_views",
     "_write",
