@@ -206,6 +206,16 @@ class Leaves(Buffer):
         buffer, there = self.locate(at)
         return buffer.array(there)
 
+    def value(self, at: Strided) -> Any:
+        """The value that lies there, also where the leaf is on a device."""
+        number, run = self.find(at)
+        leaf = self.leaf(number)
+        if not is_array(leaf):
+            return super().value(at)
+        # Of 64 bits it may be pairs of words.
+        flat = np.ascontiguousarray(leaf).reshape(-1).view(at.dtype)
+        return flat[at.offset - run.offset // at.itemsize].item()
+
 
 def is_array(value: object) -> TypeGuard[jax.Array]:
     """Whether this is an array of JAX's that has values, and is not traced."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import PretendedMemory
 
 import soaview_jax
 import soaview_torch
@@ -159,3 +160,19 @@ def test_64_bits_that_are_switched_off():
     made = jax.jit(lambda s: s)(soa[2:5])
     assert (made["p"] == np.pi).all()
     assert (made[Value("n")] == 1 << 40).all()
+
+
+def test_counted_on_a_device():
+    """The count is fetched from where it is; in `jit` there is none."""
+    layout = Layout([LAYOUT["p"], Scalar("m", "int64"), Scalar("n", "int64"), LAYOUT["w"]])
+    soa = layout.allocate(100)
+    soa[Value("m")], soa[Value("n")] = 7, 33
+    pretended = PretendedMemory(1).wrap(layout, soa.buffer.root, 100)
+    assert [len(pretended.counted(name)) for name in "mn"] == [7, 33]
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            for device in (jax.devices()[0], jax.devices()[-1]):
+                assert len(soaview_jax.to(soa, device).counted("m")) == 7
+            assert len(jax.jit(lambda s: s)(soa).counted("n")) == 33
+            with pytest.raises(TypeError, match="a traced SoA has no values yet"):
+                jax.jit(lambda s: s.counted("n"))(soa)
