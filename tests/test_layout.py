@@ -213,9 +213,11 @@ def test_describe():
 names = st.text(min_size=1, max_size=8)
 dtypes = st.sampled_from(sorted(ITEMSIZE))
 shapes = st.lists(st.integers(1, 9), max_size=2).map(tuple)
+some = st.lists(st.integers(1, 9), min_size=1, max_size=2).map(tuple)
 fields = st.one_of(
     st.builds(Column, names, dtypes, shapes, st.sampled_from("FC")),
-    st.builds(Scalar, names, dtypes),
+    st.builds(Column, names, dtypes, some, interleaved=st.just(True)),
+    st.builds(Scalar, names, dtypes, shapes),
 )
 layouts = st.builds(
     Layout,
@@ -239,7 +241,7 @@ def test_fields_tile_the_buffer(layout, rows):
     for f in layout.fields:
         assert layout.offset(f.name, rows) == end
         assert end % layout.alignment == 0
-        end += layout.pitch(f.name, rows) * f.components
+        end += layout.pitch(f.name, rows) * f.subcolumns
     assert layout.nbytes(rows) == end
 
 
