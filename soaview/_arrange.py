@@ -38,7 +38,7 @@ def arrange(fields: Iterable[Any], specs: Spec | list[Spec], alignment: int) -> 
         return layout
     groups: dict[tuple[Any, ...], list[Column | Scalar]] = {}
     for field in layout.fields:
-        groups.setdefault((field.per_row, field.itemsize, field.components), []).append(field)
+        groups.setdefault((field.per_row, field.width, field.subcolumns), []).append(field)
     queues = []
     for group in groups.values():
         number = {field.name: place for place, field in enumerate(group)}

@@ -5,32 +5,35 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 from ._buffer import Buffer, HostBuffer
 from ._device import DeviceBuffer, buffer_of
 from ._dtypes import check_capacity, check_rows
-from ._fields import check_name, freeze, listed, no_such
+from ._fields import check_name, freeze, no_such
 from ._host import aligned_zeros
 from ._json import Described, check_keys
 from ._layout import Layout
+from ._nested import check_depth, fixed, layouts_in, leaves, measured, plain, row_counts
 from ._reduce import rebuild_soa, reduce_soa
 from ._soa import SoA
-from ._spec import Spec
 from ._typed import Asked
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
-class Blocks(Mapping[str, Layout], Described):
+class Blocks(Mapping[str, Any], Described):
     """Layouts by name, for SoAs that lie one after another in one buffer, each with its own rows.
 
-    A block starts where the one before it ends, which is on an aligned byte. This is how the CMS
-    experiment's SoA blocks lie
+    A block may be blocks itself: then row counts, and what `allocate` and `wrap` give, are mappings
+    of the same shape. A block starts where the one before it ends, which is on an aligned byte.
+    This is how the CMS experiment's SoA blocks lie
     (https://github.com/cms-sw/cmssw/tree/master/DataFormats/SoATemplate).
 
     Args:
-        layouts: of the blocks, in memory order; all of one alignment.
+        layouts: of the blocks, in memory order; all of one alignment. Each is a `Layout` or
+            `Blocks`, 16 deep at most.
 
     Raises:
         TypeError, ValueError: no blocks, a bad name, something that is no layout, two alignments.
@@ -43,19 +46,24 @@ class Blocks(Mapping[str, Layout], Described):
     640
     >>> blocks.offset("hits", {"tracks": 10, "hits": 40})
     128
+    >>> event = Blocks({"reco": blocks, "truth": tracks})
+    >>> event.nbytes({"reco": {"tracks": 10, "hits": 40}, "truth": 5})
+    768
     """
 
-    layouts: Mapping[str, Layout]
+    layouts: Mapping[str, Any]
     alignment: int
+    depth: int  # of blocks in each other
+    count: int  # of layouts
 
-    def __init__(self, layouts: Mapping[str, Layout]) -> None:
+    def __init__(self, layouts: Mapping[str, Layout | Blocks]) -> None:
         if not isinstance(layouts, Mapping):
             raise TypeError(f"blocks are a mapping from name to Layout, got {layouts!r:.60}")
-        found: dict[str, Layout] = {}
+        found: dict[str, Layout | Blocks] = {}
         for key, layout in layouts.items():
             name = check_name("block", key)
-            if not isinstance(layout, Layout):
-                raise TypeError(f"block {name!r} must be a Layout, got {layout!r:.60}")
+            if not isinstance(layout, (Layout, Blocks)):
+                raise TypeError(f"block {name!r} must be a Layout or Blocks, got {layout!r:.60}")
             if name in found:  # strings of a kind that says they differ
                 raise ValueError(f"block name {name!r:.80} stands twice; names must be unique")
             found[name] = layout
@@ -68,9 +76,11 @@ class Blocks(Mapping[str, Layout], Described):
                     f"blocks need one alignment: {first!r} has {one.alignment}, {name!r} has "
                     f"{layout.alignment}"
                 )
+        depth, count = measured(found)
         freeze(self, layouts=MappingProxyType(found), alignment=one.alignment)
+        freeze(self, depth=depth, count=count)
 
-    def __getitem__(self, name: str) -> Layout:
+    def __getitem__(self, name: str) -> Any:
         if not isinstance(name, str) or name not in self.layouts:
             raise KeyError(no_such("block", name, self.layouts))
         return self.layouts[name]
@@ -98,30 +108,29 @@ class Blocks(Mapping[str, Layout], Described):
     def __repr__(self) -> str:
         return f"Blocks({dict(self.layouts)!r})"
 
-    def nbytes(self, rows: Mapping[str, int]) -> int:
+    def nbytes(self, rows: Mapping[str, Any]) -> int:
         """Bytes of the whole buffer, at so many rows of each block."""
-        counts = self._rows(rows)
-        return sum(layout.nbytes(counts[name]) for name, layout in self.items())
+        return sum(leaf.nbytes for leaf in leaves(self, row_counts(self, rows, check_rows)))
 
-    def offset(self, name: str, rows: Mapping[str, int]) -> int:
-        """Byte at which a block starts.
+    def offset(self, name: str, rows: Mapping[str, Any]) -> int:
+        """Byte at which a block starts; of a block in others, count from where these do.
 
         Raises:
             KeyError: no such block.
         """
         self[name]
-        return self._places(self._rows(rows))[name][0]
+        found = leaves(self, row_counts(self, rows, check_rows))
+        return next(leaf.first for leaf in found if leaf.path[0] == name)
 
-    def describe(self, rows: Mapping[str, int]) -> str:
+    def describe(self, rows: Mapping[str, Any]) -> str:
         """The memory maps of the blocks, one after another; offsets count from a block's start."""
-        places = self._places(self._rows(rows))
         maps = [
-            f"{name}: from byte {places[name][0]} on, {layout.describe(rows[name])}"
-            for name, layout in self.items()
+            f"{leaf.name}: from byte {leaf.first} on, {leaf.layout.describe(leaf.rows)}"
+            for leaf in leaves(self, row_counts(self, rows, check_rows))
         ]
         return "\n\n".join(maps)
 
-    def to_svg(self, rows: Mapping[str, int], spec: Mapping[str, Spec] | None = None) -> str:
+    def to_svg(self, rows: Mapping[str, Any], spec: Mapping[str, Any] | None = None) -> str:
         """The memory map as a drawing, as `Layout.to_svg` has it: all blocks, then one by one.
 
         Args:
@@ -133,7 +142,7 @@ class Blocks(Mapping[str, Layout], Described):
         """
         from ._draw import svg_of_blocks
 
-        return svg_of_blocks(self, self._rows(rows), spec)
+        return svg_of_blocks(self, row_counts(self, rows, check_rows), spec)
 
     def _repr_html_(self) -> str:
         from ._notebook import html_of_blocks
@@ -154,10 +163,12 @@ class Blocks(Mapping[str, Layout], Described):
         blocks = check_keys("the description", description, {"blocks"}, set())["blocks"]
         if not isinstance(blocks, Mapping):
             raise TypeError(f"blocks must be a mapping from name to layout, got {blocks!r:.60}")
-        layouts = {}
-        for name, layout in blocks.items():
+        check_depth(description)
+        layouts: dict[str, Layout | Blocks] = {}
+        for name, block in blocks.items():
+            kind = cls if isinstance(block, Mapping) and "blocks" in block else Layout
             try:
-                layouts[name] = Layout.from_dict(layout)
+                layouts[name] = kind.from_dict(block)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"block {name!r:.60}: {error}") from None
         return cls(layouts)
@@ -194,9 +205,9 @@ class Blocks(Mapping[str, Layout], Described):
         """
         from ._cpp import Header
 
-        return cls(Header(text, types, constants).blocks(name, alignment))
+        return Header(text, types, constants).blocks(name, alignment)
 
-    def allocate(self, rows: Mapping[str, int]) -> SoABlocks:
+    def allocate(self, rows: Mapping[str, Any]) -> SoABlocks:
         """Zeroed SoAs in one buffer, aligned in memory.
 
         Raises:
@@ -212,9 +223,9 @@ class Blocks(Mapping[str, Layout], Described):
         try:
             return self.wrap(aligned_zeros(nbytes, self.alignment), rows)
         except MemoryError:
-            raise MemoryError(f"blocks of {dict(rows)} rows need {nbytes} bytes") from None
+            raise MemoryError(f"blocks of {plain(rows)} rows need {nbytes} bytes") from None
 
-    def wrap(self, buffer: object, rows: Mapping[str, int]) -> SoABlocks:
+    def wrap(self, buffer: object, rows: Mapping[str, Any]) -> SoABlocks:
         """SoAs over memory that already holds them: no byte is copied.
 
         Args:
@@ -224,32 +235,17 @@ class Blocks(Mapping[str, Layout], Described):
         Raises:
             As `Layout.wrap`, and KeyError: a row count that is missing, or of no block.
         """
-        counts = {name: check_capacity(count) for name, count in self._rows(rows).items()}
+        counts = row_counts(self, rows, check_capacity)
         # Bytes; each block then wants the alignment that its own items need.
-        asked = Asked([field for layout in self.values() for field in layout.fields], None, None)
+        fields = chain.from_iterable(layout.fields for layout in layouts_in(self))
+        asked = Asked([*fields], None, None)
         return SoABlocks(self, counts, buffer_of(buffer, self.nbytes(counts), 1, asked))
 
-    def _rows(self, rows: Mapping[str, int]) -> dict[str, int]:
-        if not isinstance(rows, Mapping):
-            raise TypeError(f"rows must be a mapping from block to row count, got {rows!r:.60}")
-        for name in rows:
-            self[name]
-        if missing := [name for name in self if name not in rows]:
-            raise KeyError(f"no row count for block {listed(map(repr, missing))}")
-        return {name: check_rows(rows[name]) for name in self}
 
-    def _places(self, rows: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-        """Of each block the first byte, and how many there are."""
-        found, first = {}, 0
-        for name, layout in self.items():
-            nbytes = layout.nbytes(rows[name])
-            found[name] = first, nbytes
-            first += nbytes
-        return found
-
-
-class SoABlocks(Mapping[str, SoA]):
+class SoABlocks(Mapping[str, Any]):
     """SoAs by name in one buffer, made by `Blocks.allocate` or `Blocks.wrap`.
+
+    Where a block holds blocks, there is an `SoABlocks` in it: `soas["inner"]["tracks"]["pt"]`.
 
     Each of them is an SoA like any other. Pickles and copies are those of the whole buffer, and so
     are transfers to another device. To JAX it is a pytree, and so an argument of `jit`.
@@ -263,34 +259,39 @@ class SoABlocks(Mapping[str, SoA]):
 
     Attributes:
         layout: the Blocks.
-        rows: of each block.
+        rows: of each block; where it holds blocks, a mapping.
     """
 
     __slots__ = ("__weakref__", "_buffer", "_soas", "layout", "rows")
 
     _buffer: HostBuffer | DeviceBuffer | None
-    _soas: dict[str, SoA]
+    _soas: dict[str, Any]
     layout: Blocks
-    rows: Mapping[str, int]
+    rows: Mapping[str, Any]
 
     def __init__(
-        self, layout: Blocks, rows: Mapping[str, int], memory: HostBuffer | DeviceBuffer
+        self, layout: Blocks, rows: Mapping[str, Any], memory: HostBuffer | DeviceBuffer
     ) -> None:
-        soas = {}
-        for name, (first, nbytes) in layout._places(rows).items():
-            part = memory.part(first, nbytes, layout[name].sizes[-1])
-            soas[name] = SoA(layout[name], part, rows[name], 0, rows[name])
-        rows = MappingProxyType(dict(rows))
-        freeze(self, layout=layout, rows=rows, _soas=soas, _buffer=memory)
+        soas: dict[str, SoA | SoABlocks] = {}
+        first = 0
+        for name, block in layout.items():
+            count, nbytes = rows[name], block.nbytes(rows[name])
+            if isinstance(block, Blocks):
+                soas[name] = SoABlocks(block, count, memory.part(first, nbytes, 1))
+            else:
+                part = memory.part(first, nbytes, block.itemsize)
+                soas[name] = SoA(block, part, count, 0, count)
+            first += nbytes
+        freeze(self, layout=layout, rows=fixed(rows), _soas=soas, _buffer=memory)
 
     @classmethod
-    def of(cls, layout: Blocks, soas: dict[str, SoA], rows: Mapping[str, int]) -> SoABlocks:
+    def of(cls, layout: Blocks, soas: dict[str, Any], rows: Mapping[str, Any]) -> SoABlocks:
         """Blocks that do not lie in one buffer, as JAX and `replace` make them."""
         found = cls.__new__(cls)
-        freeze(found, layout=layout, rows=MappingProxyType(dict(rows)), _soas=soas, _buffer=None)
+        freeze(found, layout=layout, rows=fixed(rows), _soas=soas, _buffer=None)
         return found
 
-    def replace(self, soas: Mapping[str, SoA]) -> SoABlocks:
+    def replace(self, soas: Mapping[str, Any]) -> SoABlocks:
         """Other SoAs in place of some, which must have their layouts and row counts.
 
         Nothing is written: it is how blocks come out of `jit` that have been updated there.
@@ -303,8 +304,10 @@ class SoABlocks(Mapping[str, SoA]):
         soas = dict(soas)
         for name, soa in soas.items():
             layout, rows = self.layout[name], self.rows[name]
-            if not isinstance(soa, SoA):
-                raise TypeError(f"block {name!r}: expected an SoA, got {type(soa).__name__}")
+            kind = SoABlocks if isinstance(layout, Blocks) else SoA
+            if not isinstance(soa, kind):
+                an = "SoABlocks" if kind is SoABlocks else "an SoA"
+                raise TypeError(f"block {name!r}: expected {an}, got {type(soa).__name__}")
             if soa.layout != layout or soa.rows != rows:
                 raise ValueError(f"block {name!r} has {rows} rows of {layout!r:.200}, got {soa!r}")
         return self.of(self.layout, {**self._soas, **soas}, self.rows)
@@ -327,14 +330,14 @@ class SoABlocks(Mapping[str, SoA]):
     @property
     def device(self) -> str:
         """Where the memory is."""
-        return "+".join(sorted({soa.device for soa in self.values()}))
+        return "+".join(sorted({name for soa in self.values() for name in soa.device.split("+")}))
 
     @property
     def readonly(self) -> bool:
         """Whether the memory refuses writes."""
         return any(soa.readonly for soa in self.values())
 
-    def __getitem__(self, name: str) -> SoA:
+    def __getitem__(self, name: str) -> Any:
         self.layout[name]
         return self._soas[name]
 
@@ -372,7 +375,7 @@ class SoABlocks(Mapping[str, SoA]):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """As layout, rows and the memory's bytes, which protocol 5 may send out of band."""
         soas = copy.deepcopy(self) if self._buffer is None else self
-        return reduce_soa(SoABlocks, self.layout, dict(self.rows), soas.buffer.root, protocol)
+        return reduce_soa(SoABlocks, self.layout, plain(self.rows), soas.buffer.root, protocol)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         if hasattr(self, "layout"):

@@ -98,6 +98,10 @@ class Buffer(ABC):
             BufferError: the memory is not on the host.
         """
 
+    def value(self, at: Strided) -> Any:
+        """The one value that lies there, as Python has it: read now, or fetched from the device."""
+        return self.array(at).item()
+
     def export(self, at: Strided, **options: Any) -> Any:
         """The DLPack capsule of these elements, with all options that the consumer gives."""
         return self.array(at).__dlpack__(**options)

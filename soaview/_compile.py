@@ -134,7 +134,9 @@ def places(layout: Layout, spec: Spec, suffix: str = "") -> Places | None:
         shape = [str(n) for n in pattern.shape]
         strides = [number(form) for form in pattern.strides]
         steps = [f"{n - 1} * {s}" for n, s in zip(pattern.shape, strides, strict=True) if n > 1]
-        last = " + ".join([offset, rows if pattern.rows else "1", *steps])
+        step = pattern.rows or 0
+        row = rows if step == 1 else f"{step} * {rows} - {step - 1}" if step else "1"
+        last = " + ".join([offset, row, *steps])
         inside.append(f"({last}) * {ITEMSIZE[pattern.dtype]} <= {nbytes}")
         if pattern.rows is not None:
             shape, strides = [rows, *shape], [str(pattern.rows), *strides]
@@ -144,16 +146,8 @@ def places(layout: Layout, spec: Spec, suffix: str = "") -> Places | None:
         *(f"{unit} = -(-{rows} * {size} // {layout.alignment})" for unit, size in up),
         *(f"{name} = {source}" for source, name in numbers.items()),
     ]
-    whole = f"{layout.alignment} * ({_total(_end(layout), units)})"
+    whole = f"{layout.alignment} * ({_total(layout.end, units)})"
     return Places(lines, whole, " and ".join(inside) or "True", tensors)
-
-
-def _end(layout: Layout) -> Form:
-    """Where the memory ends, in aligned units."""
-    last = layout.fields[-1]
-    end = list(layout.starts[last.name])
-    end[1 + layout.sizes.index(last.itemsize) if last.per_row else 0] += last.components
-    return tuple(end)
 
 
 def _compiled(layout: Layout, patterns: list[Pattern], padded: bool) -> Plan:
@@ -166,7 +160,8 @@ def _compiled(layout: Layout, patterns: list[Pattern], padded: bool) -> Plan:
     for i, p in enumerate(patterns):
         names[f"n{i}"], names[f"d{i}"] = p.name, p.dtype
         size = ITEMSIZE[p.dtype]
-        rows = f"{layout.alignment // size} * u{size}" if padded else "rows"
+        has_more = padded and not p.interleaved
+        rows = f"{layout.alignment // size} * u{size}" if has_more else "rows"
         items.append(f"    (n{i}, d{i}, {size}, {_source(p, rows, units)}),")
     lines = [
         *(f"u{size} = -(-capacity * {size} // {layout.alignment})" for size in layout.sizes),
@@ -209,7 +204,7 @@ def _source(pattern: Pattern, rows: str, units: list[str]) -> str:
     if pattern.rows is not None:
         shape, strides = [rows, *shape], [str(pattern.rows), *strides]
     if pattern.rows:
-        offset += " + start"
+        offset += " + start" if pattern.rows == 1 else f" + {pattern.rows} * start"
     return f"{as_tuple(shape)}, {as_tuple(strides)}, {offset}"
 
 

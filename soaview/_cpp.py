@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from operator import add, and_, floordiv, lshift, mod, mul, or_, sub, xor
 from typing import Any, NamedTuple
 
+from ._blocks import Blocks
 from ._cpp_names import BLOCKS, LAYOUT, Named, Names, Where, integer
 from ._dtypes import ITEMSIZE, exact_int
 from ._fields import Column, Scalar, check_name, listed, no_such
 from ._layout import Layout
+from ._nested import MAX_DEPTH
 
 MAX_TEXT = 1 << 22
 """Characters; a header has a hundredth of it."""
@@ -84,10 +86,13 @@ class Header:
         """Those of the layout of that name; of None, of the only one."""
         return self._fields(self._chosen(LAYOUT, name))
 
-    def blocks(self, name: str | None, alignment: int) -> dict[str, Layout]:
-        """The layouts of the blocks of that name; of None, of the only ones."""
-        declared = self._chosen(BLOCKS, name)
-        found: dict[str, Layout] = {}
+    def blocks(self, name: str | None, alignment: int) -> Blocks:
+        """The blocks of that name; of None, the only ones."""
+        return self._blocks(self._chosen(BLOCKS, name), alignment, 0)
+
+    def _blocks(self, declared: Named, alignment: int, depth: int) -> Blocks:
+        found: dict[str, Layout | Blocks] = {}
+        where = Where(declared.path, declared.at)
         for macro, tokens, at in self._entries(declared):
             where = Where(declared.path, at)
             if macro != "SOA_BLOCK" or len(tokens) < 3 or tokens[1] != ",":
@@ -102,16 +107,19 @@ class Header:
                     f"the text declares no layout {_spelled(tokens[2:])!r:.60} before this line; "
                     f"put that header's text in front of this one's",
                 )
-            if layout.kind == BLOCKS:
-                raise self._names.error(
-                    where, "holds blocks itself, which soaview cannot express yet"
-                )
             if tokens[0] in found:
                 raise self._names.error(where, "stands twice; names must be unique")
-            if layout.known is None:
+            if layout.known is None and layout.kind == BLOCKS:
+                if depth == MAX_DEPTH:
+                    raise self._names.error(where, f"blocks lie more than {MAX_DEPTH} deep")
+                layout.known = self._blocks(layout, alignment, depth + 1)
+            elif layout.known is None:
                 layout.known = Layout(self._fields(layout), alignment=alignment)
             found[tokens[0]] = layout.known
-        return found
+        try:
+            return Blocks(found)
+        except ValueError as error:
+            raise self._names.error(where, str(error)) from None
 
     def _chosen(self, macro: str, name: str | None) -> Named:
         there = [found for found in self._names.declared if found.kind == macro]
@@ -155,17 +163,18 @@ class Header:
                 raise self._names.error(
                     where, "SOA_EIGEN_COLUMN takes a matrix or vector of Eigen's"
                 )
-            if macro != "SOA_EIGEN_COLUMN" and shape:
+            if macro != "SOA_EIGEN_COLUMN" and eigen:
                 raise self._names.error(
                     where,
-                    f"{macro} of shape {shape} has its numbers side by side, row after row, which "
-                    f"soaview cannot express yet",
+                    f"{macro} takes a number or a std::array; a column of Eigen's goes by "
+                    f"SOA_EIGEN_COLUMN",
                 )
             try:
                 if macro == "SOA_SCALAR":
-                    found.append(Scalar(tokens[-1], dtype))
+                    found.append(Scalar(tokens[-1], dtype, shape))
                 else:
-                    found.append(Column(tokens[-1], dtype, shape, order))
+                    adjacent = bool(shape) and not eigen
+                    found.append(Column(tokens[-1], dtype, shape, order, interleaved=adjacent))
             except ValueError as error:
                 raise self._names.error(Where((), at), str(error)) from None
         return found

@@ -35,10 +35,12 @@ def extents(layout: Layout, rows: int) -> list[Extent]:
     for f in layout.fields:
         pitch = layout.pitch(f.name, rows)
         used = f.components * f.itemsize * (rows if f.per_row else 1)
-        total = pitch * f.components
-        shape = str((rows, *f.shape)) if f.per_row else "scalar"
-        if len(f.shape) == 2:
+        total = pitch * f.subcolumns
+        shape = str((rows, *f.shape)) if f.per_row else f"scalar {f.shape or ''}".rstrip()
+        if f.per_row and len(f.shape) == 2:
             shape += f" {f.order}"
+        if f.per_row and f.interleaved:
+            shape += " interleaved"
         found.append(Extent(f, shape, layout.offset(f.name, rows), pitch, total, total - used))
     return found
 
@@ -108,7 +110,7 @@ def _piece(e: Extent, cells: int) -> str:
     """A field in so many characters: each sub-column with its padding, where there is room."""
     if not e.nbytes:
         return " " * cells
-    number = e.field.components if cells >= 2 * e.field.components else 1
+    number = e.field.subcolumns if cells >= 2 * e.field.subcolumns else 1
     ends = [cells * (i + 1) // number for i in range(number)]
     piece = ""
     for begin, end in zip([0, *ends], ends, strict=False):

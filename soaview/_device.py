@@ -95,6 +95,12 @@ class DeviceBuffer(Buffer):
         """There is none."""
         return self.root
 
+    def value(self, at: Strided) -> Any:
+        """The value that lies there, fetched by the framework that shows it."""
+        shown = show(self.memory, at)
+        with made_current(shown):
+            return shown.item()
+
     def part(self, first: int, nbytes: int, itemsize: int) -> DeviceBuffer:
         """Some of the bytes, as memory of its own that is aligned for items of `itemsize`."""
         self._check_part(first, nbytes)

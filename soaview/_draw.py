@@ -6,14 +6,15 @@ import math
 import textwrap
 import unicodedata
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._blocks import Blocks
 from ._describe import Extent, cut, extents, widths
 from ._fields import shown
+from ._nested import leaves
 from ._resolve import numbers_of, resolved
 from ._spec import Spec, columns_of
 from ._views import check_spec
@@ -233,52 +234,60 @@ def svg_of(layout: Layout, rows: int, spec: Spec | None) -> str:
     return drawing.svg(said)
 
 
-def svg_of_blocks(blocks: Blocks, rows: Mapping[str, int], specs: Mapping[str, Spec] | None) -> str:
-    """`Blocks.to_svg`: the whole buffer, then each of the blocks."""
-    if isinstance(specs, Spec) or not isinstance(specs, (Mapping, type(None))):
-        raise TypeError(
-            f"spec must be a mapping from block to Spec, such as "
-            f"{{{next(iter(blocks))!r:.80}: Spec(...)}}, got {type(specs).__name__}"
-        )
-    for name in specs or {}:
-        blocks[name]
-    drawing = _Drawing(f"{blocks!r} {dict(rows)!r} {dict(specs or {})!r}")
-    said = f"{len(blocks)} blocks, {blocks.nbytes(rows)} bytes, alignment {blocks.alignment}"
+def svg_of_blocks(blocks: Blocks, rows: Mapping[str, Any], specs: Mapping[str, Any] | None) -> str:
+    """`Blocks.to_svg`: the whole buffer, then each of the layouts in it."""
+    by_path = dict(_specs_of(blocks, {} if specs is None else specs))
+    drawing = _Drawing(f"{blocks!r} {rows!r} {by_path!r}")
+    said = f"{blocks.count} blocks, {blocks.nbytes(rows)} bytes, alignment {blocks.alignment}"
     drawing.text(cut_text(said, 100))
-    places = blocks._places(rows)
+    found = [*leaves(blocks, rows)]
     boxes = []
-    drawn = drawn_of(blocks)
-    for name in drawn:
-        place = places[name]
-        title = f"{cut_text(shown(name), 32)}: {rows[name]} rows\n{_bytes(*place)}"
-        boxes.append(_Box(shown(name), title, "c" if place[1] else "e", place[1]))
-    if others := [*places.values()][len(drawn) :]:
-        boxes.append(_others("blocks", others))
+    drawn = drawn_of([leaf.layout for leaf in found])
+    for leaf, _ in zip(found, drawn, strict=False):
+        title = f"{cut_text(leaf.name, 32)}: {leaf.rows} rows\n{_bytes(leaf.first, leaf.nbytes)}"
+        boxes.append(_Box(leaf.name, title, "c" if leaf.nbytes else "e", leaf.nbytes))
+    if others := found[len(drawn) :]:
+        boxes.append(_others("blocks", [(leaf.first, leaf.nbytes) for leaf in others]))
     drawing.bar(boxes)
-    for name, most in drawn.items():
-        first, nbytes = places[name]
+    for leaf, most in zip(found, drawn, strict=False):
         drawing.gap()
-        at = f": from byte {first} on, {rows[name]} rows, {nbytes} bytes"
-        drawing.text(cut_text(shown(name), 32), cut_text(at, 75))
-        _draw_layout(drawing, blocks[name], rows[name], (specs or {}).get(name), most)
+        at = f": from byte {leaf.first} on, {leaf.rows} rows, {leaf.nbytes} bytes"
+        drawing.text(cut_text(leaf.name, 32), cut_text(at, 75))
+        _draw_layout(drawing, leaf.layout, leaf.rows, by_path.get(leaf.path), most)
     if others:
         drawing.text("", f"... {len(others)} more blocks")
     return drawing.svg(said)
 
 
-def drawn_of(blocks: Blocks) -> dict[str, int]:
+def _specs_of(
+    blocks: Blocks, specs: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Spec]]:
+    """The specs that are given, each with the names that lead to its layout."""
+    if isinstance(specs, Spec) or not isinstance(specs, Mapping):
+        raise TypeError(
+            f"spec must be a mapping from block to Spec, such as "
+            f"{{{next(iter(blocks))!r:.80}: Spec(...)}}, got {type(specs).__name__}"
+        )
+    for name, spec in specs.items():
+        if isinstance(block := blocks[name], Blocks):
+            yield from _specs_of(block, spec, (*path, name))
+        else:
+            yield (*path, name), spec
+
+
+def drawn_of(layouts: Sequence[Layout]) -> list[int]:
     """Of each block that is drawn, how many fields may be: `MOST` in all, a block counts as two.
 
     >>> from soaview import Column, Layout
-    >>> blocks = Blocks({name: Layout([Column("x", "int8")]) for name in "abcdefghijklmnopq"})
-    >>> len(drawn_of(blocks)), drawn_of(blocks)["n"]
+    >>> drawn = drawn_of([Layout([Column("x", "int8")])] * 17)
+    >>> len(drawn), drawn[-1]
     (14, 1)
     """
-    found, left = {}, MOST
-    for name, layout in blocks.items():
+    found, left = [], MOST
+    for layout in layouts:
         if left < 1:
             break
-        found[name] = left
+        found.append(left)
         left -= len(layout) + 2
     return found
 
@@ -312,9 +321,9 @@ def _box(e: Extent) -> _Box:
         f"{cut_text(shown(f.name), 32)}: {f.dtype} {cut_text(e.shape, 32)}\n"
         f"{_bytes(e.offset, e.nbytes)}, pitch {e.pitch}, {e.padding} padding"
     )
-    outer = 1 if len(f.shape) < 2 else f.shape[f.order == "F"]
+    outer = 1 if f.interleaved or len(f.shape) < 2 else f.shape[f.order == "F"]
     kind = "e" if not e.nbytes else "c" if f.per_row else "s"
-    return _Box(shown(f.name), title, kind, e.nbytes, e.padding, (f.components, outer))
+    return _Box(shown(f.name), title, kind, e.nbytes, e.padding, (f.subcolumns, outer))
 
 
 def _others(what: str, places: list[tuple[int, int]]) -> _Box:

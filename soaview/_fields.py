@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -77,6 +77,27 @@ def _numpys(dtype: Any) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
     return (known, ()) if known.subdtype is None else known.subdtype
 
 
+def _check_shape(name: str, given: Any, own: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one value, which the dtype may have, too."""
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(
+            f"field {name!r:.80}: shape must be a tuple or list such as (3,), got {given!r:.60}"
+        )
+    shape: tuple[int, ...] = tuple(given) or own
+    if len(shape) <= 2:
+        shape = tuple(exact_int(n, f"field {name!r:.80}: shape entry") for n in shape)
+    if len(shape) > 2 or any(not 1 <= n <= INT64_MAX for n in shape):
+        raise ValueError(
+            f"field {name!r:.80}: bad shape {shape!r:.200}; expected (), (d,) or "
+            f"(r, c), with at least one component"
+        )
+    if own and shape not in ((), own):
+        raise ValueError(
+            f"field {name!r:.80}: the dtype has shape {own}, and the field {shape}; pass one"
+        )
+    return shape
+
+
 @dataclass(frozen=True, slots=True, repr=False, init=False)
 class Column:
     """A field with one value per row: a number, a vector `(d,)` or a matrix `(r, c)`.
@@ -87,45 +108,55 @@ class Column:
             polars, Arrow or pandas. One of NumPy's with a shape of its own gives the shape.
         shape: of one row's element: `()`, `(d,)` or `(r, c)`.
         order: which components of a matrix follow each other in memory: `"F"` column by column
-            (Eigen's default, and the CMS experiment's), `"C"` row by row.
+            (Eigen's default, and the CMS experiment's), `"C"` row by row. Left out it is `"F"`, and
+            `"C"` where the column is interleaved.
+        interleaved: the components of a row are adjacent, and row follows row, as in a column of
+            `std::array`; or else each component is a sub-column of its own, padded and aligned.
 
     Raises:
         TypeError, ValueError: naming the field, what was got and what is expected.
 
     >>> Column("cov", "float32", (3, 3)).components
     9
+    >>> Column("embedding", "float32", (6,), interleaved=True).width
+    24
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     order: str
+    interleaved: bool
 
     per_row: ClassVar[bool] = True
 
-    def __init__(self, name: str, dtype: Any, shape: Sequence[int] = (), order: str = "F") -> None:
+    def __init__(
+        self,
+        name: str,
+        dtype: Any,
+        shape: Sequence[int] = (),
+        order: str | None = None,
+        *,
+        interleaved: bool = False,
+    ) -> None:
         name = check_name("column", name)
         dtype, own = _check_dtype(name, dtype)
-        freeze(self, name=name, dtype=dtype)
-        if not isinstance(shape, (tuple, list)):
+        shape = _check_shape(name, shape, own)
+        if interleaved is not True and interleaved is not False:
             raise TypeError(
-                f"field {name!r:.80}: shape must be a tuple or list such as (3,), got {shape!r:.60}"
+                f"field {name!r:.80}: interleaved must be True or False, got {interleaved!r:.60}"
             )
-        shape = shape or own
-        if len(shape) <= 2:
-            shape = tuple(exact_int(n, f"field {name!r:.80}: shape entry") for n in shape)
-        if len(shape) > 2 or any(not 1 <= n <= INT64_MAX for n in shape):
+        if interleaved and not shape:
             raise ValueError(
-                f"field {name!r:.80}: bad shape {tuple(shape)!r:.200}; expected (), (d,) or "
-                f"(r, c), with at least one component"
+                f"field {name!r:.80}: one number a row has nothing to interleave; give a shape, "
+                f"such as (3,), or leave interleaved= out"
             )
+        if order is None:
+            order = "C" if interleaved else "F"
         if not isinstance(order, str) or str.__str__(order) not in ("F", "C"):
             raise ValueError(f"field {name!r:.80}: order must be 'F' or 'C', got {order!r:.60}")
-        if own and shape not in ((), own):
-            raise ValueError(
-                f"field {name!r:.80}: the dtype has shape {own}, and the field {shape}; pass one"
-            )
-        freeze(self, shape=shape, order=str.__str__(order))
+        freeze(self, name=name, dtype=dtype, shape=shape)
+        freeze(self, order=str.__str__(order), interleaved=interleaved)
 
     @property
     def itemsize(self) -> int:
@@ -134,45 +165,76 @@ class Column:
 
     @property
     def components(self) -> int:
-        """How many sub-columns the field takes."""
+        """How many numbers a row has."""
         return prod(self.shape)
+
+    @property
+    def subcolumns(self) -> int:
+        """How many aligned sub-columns the field takes: one for each component, or one for all."""
+        return 1 if self.interleaved else self.components
+
+    @property
+    def width(self) -> int:
+        """Bytes that a row takes in a sub-column."""
+        return self.itemsize * (self.components if self.interleaved else 1)
 
     def __repr__(self) -> str:
         shape = f", {self.shape!r}" if self.shape else ""
-        order = f", order={self.order!r}" if self.order != "F" else ""
-        return f"Column({self.name!r}, {self.dtype!r}{shape}{order})"
+        order = f", order={self.order!r}" if self.order != "FC"[self.interleaved] else ""
+        interleaved = ", interleaved=True" if self.interleaved else ""
+        return f"Column({self.name!r}, {self.dtype!r}{shape}{order}{interleaved})"
 
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
 class Scalar:
-    """A field with one value for the whole SoA.
+    """A field with one value for the whole SoA: a number, or a small array.
+
+    Args:
+        name: the field's name.
+        dtype: as `Column` takes it.
+        shape: `()`, `(d,)` or `(r, c)`; an array's numbers are adjacent, a matrix's row by row.
+
+    Raises:
+        TypeError, ValueError: as `Column`.
 
     >>> Scalar("n_tracks", "int32")
     Scalar('n_tracks', 'int32')
+    >>> Scalar("edges", "float32", (11,)).width
+    44
     """
 
     name: str
     dtype: str
+    shape: tuple[int, ...]
 
     per_row: ClassVar[bool] = False
-    shape: ClassVar[tuple[int, ...]] = ()
-    order: ClassVar[str] = "F"
-    components: ClassVar[int] = 1
+    order: ClassVar[str] = "C"
+    interleaved: ClassVar[bool] = True
+    subcolumns: ClassVar[int] = 1
 
-    def __init__(self, name: str, dtype: Any) -> None:
+    def __init__(self, name: str, dtype: Any, shape: Sequence[int] = ()) -> None:
         name = check_name("scalar", name)
         dtype, own = _check_dtype(name, dtype)
-        if own:
-            raise ValueError(f"field {name!r:.80}: a scalar has no shape, its dtype has {own}")
-        freeze(self, name=name, dtype=dtype)
+        freeze(self, name=name, dtype=dtype, shape=_check_shape(name, shape, own))
 
     @property
     def itemsize(self) -> int:
-        """Bytes of the value."""
+        """Bytes of one number."""
         return ITEMSIZE[self.dtype]
 
+    @property
+    def components(self) -> int:
+        """How many numbers there are."""
+        return prod(self.shape)
+
+    @property
+    def width(self) -> int:
+        """Bytes of all of them."""
+        return self.itemsize * self.components
+
     def __repr__(self) -> str:
-        return f"Scalar({self.name!r}, {self.dtype!r})"
+        shape = f", {self.shape!r}" if self.shape else ""
+        return f"Scalar({self.name!r}, {self.dtype!r}{shape})"
 
 
 def check_fields(fields: Any) -> tuple[Column | Scalar, ...]:
@@ -211,33 +273,45 @@ def check_alignment(value: object, fields: tuple[Column | Scalar, ...]) -> int:
     return alignment
 
 
-def arranged(
-    fields: tuple[Column | Scalar, ...], alignment: int
-) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]], Callable[[int], int]]:
-    """Where fields lie one after another, for every row count.
+class Arranged(NamedTuple):
+    """Where fields lie one after another, for every row count, in units of `alignment` bytes.
 
-    Returns:
-        The item sizes that there are. By name, where the field starts, in units of `alignment`
-        bytes: a constant, and how many times the units that a component of each size takes. And
-        what gives the bytes of all of them at a row count.
+    Each place is a constant, and how many times the units that a sub-column of each width takes.
+
+    Attributes:
+        sizes: the widths that there are, in bytes.
+        starts: where each field starts, by name.
+        end: where the last one ends.
+        total: what gives the bytes of all of them at a row count.
     """
-    sizes = tuple(sorted({f.itemsize for f in fields}))
+
+    sizes: tuple[int, ...]
+    starts: dict[str, tuple[int, ...]]
+    end: tuple[int, ...]
+    total: Callable[[int], int]
+
+
+def arranged(fields: tuple[Column | Scalar, ...], alignment: int) -> Arranged:
+    """Where these fields lie."""
+    # Of a scalar, which takes no more room with more rows, its numbers' size: it can be broadcast.
+    sizes = tuple(sorted({f.width if f.per_row else f.itemsize for f in fields}))
     starts: dict[str, tuple[int, ...]] = {}
     position = [0] * (1 + len(sizes))
     for f in fields:
         starts[f.name] = tuple(position)
         if f.per_row:
-            position[1 + sizes.index(f.itemsize)] += f.components
+            position[1 + sizes.index(f.width)] += f.subcolumns
         else:
-            position[0] += 1
+            position[0] += -(-f.width // alignment)
     columns = tuple(pair for pair in zip(position[1:], sizes, strict=True) if pair[0])
-    return sizes, starts, _total_of(position[0] * alignment, columns, alignment)
+    total = _total_of(position[0] * alignment, columns, alignment)
+    return Arranged(sizes, starts, tuple(position), total)
 
 
 def _total_of(
     scalars: int, columns: tuple[tuple[int, int], ...], alignment: int
 ) -> Callable[[int], int]:
-    """Bytes at a row count: those of scalars, and of so many components of each item size.
+    """Bytes at a row count: those of scalars, and of so many sub-columns of each width.
 
     An event loop asks for a new row count every time, and most layouts have one or two sizes.
     """

@@ -25,10 +25,13 @@ _DIGITS = 20
 
 def field_to_dict(field: Column | Scalar) -> dict[str, Any]:
     """A field in words."""
-    known = {"name": field.name, "dtype": field.dtype}
+    known: dict[str, Any] = {"name": field.name, "dtype": field.dtype}
     if isinstance(field, Scalar):
-        return {"kind": "scalar", **known}
-    return {"kind": "column", **known, "shape": list(field.shape), "order": field.order}
+        shape = {"shape": list(field.shape)} if field.shape else {}
+        return {"kind": "scalar", **known, **shape}
+    adjacent = {"interleaved": True} if field.interleaved else {}
+    known |= {"shape": list(field.shape), "order": field.order, **adjacent}
+    return {"kind": "column", **known}
 
 
 def fields_from_dict(description: Any) -> tuple[list[Column | Scalar], Any]:
@@ -50,14 +53,16 @@ def _field_from_dict(number: int, description: Any) -> Column | Scalar:
     kind = description.get("kind") if isinstance(description, Mapping) else None
     if kind is not None and kind not in ("column", "scalar"):
         raise ValueError(f"{where}: kind must be 'column' or 'scalar', got {kind!r:.60}")
-    shaped = {"shape", "order"} if kind == "column" else set()
-    given = dict(check_keys(where, description, {"kind", "name", "dtype"}, shaped))
+    optional = {"shape", "order", "interleaved"} if kind == "column" else {"shape"}
+    given = dict(check_keys(where, description, {"kind", "name", "dtype"}, optional))
     if given.pop("kind") is None:
         raise ValueError(f"{where}: kind must be 'column' or 'scalar', got None")
     if not isinstance(given["dtype"], str) or given["dtype"] not in ITEMSIZE:
         raise ValueError(
             f"{where}: unknown dtype {given['dtype']!r:.60}; known are {', '.join(ITEMSIZE)}"
         )
+    if given.get("order", "F") is None:  # which the constructor takes for one that is left out
+        raise ValueError(f"{where}: order must be 'F' or 'C', got None")
     try:
         return Column(**given) if kind == "column" else Scalar(**given)
     except (TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ class Layout(Fields, Described):
     It is a mapping from name to field.
 
     Fields follow each other in declaration order and each component starts on an aligned byte: a
-    column takes `components * ceil(rows * itemsize / alignment) * alignment` bytes, a scalar
-    `ceil(itemsize / alignment) * alignment`. With alignment 128 this is byte for byte what the CMS
-    experiment's SoA classes lay out
+    column takes `components * ceil(rows * itemsize / alignment) * alignment` bytes. One that is
+    interleaved is a single sub-column of rows; a scalar takes its bytes, rounded up. With alignment
+    128 this is byte for byte what the CMS experiment's SoA classes lay out
     (https://github.com/cms-sw/cmssw/tree/master/DataFormats/SoATemplate).
 
     Args:
@@ -49,10 +50,12 @@ class Layout(Fields, Described):
 
     fields: tuple[Column | Scalar, ...]
     alignment: int
-    # Everything below is derived. An offset is linear in the padded sizes, one per item size in
+    # Everything below is derived. An offset is linear in the padded sizes, one per width in
     # `sizes`: counted in units of `alignment` bytes it is (constant, units of sizes[0], ...).
     sizes: tuple[int, ...]
     starts: dict[str, tuple[int, ...]]
+    end: tuple[int, ...]
+    itemsize: int  # of the largest item, on whose multiples memory starts
     _total: Callable[[int], int]  # bytes of the whole buffer at a row count
     _by_name: dict[str, Column | Scalar]
     _hash: int
@@ -61,15 +64,11 @@ class Layout(Fields, Described):
     def __init__(self, fields: Iterable[Column | Scalar], *, alignment: int = 128) -> None:
         fields = check_fields(fields)
         alignment = check_alignment(alignment, fields)
-        sizes, starts, total = arranged(fields, alignment)
-        freeze(self, fields=fields, alignment=alignment, sizes=sizes, starts=starts)
-        freeze(
-            self,
-            _total=total,
-            _by_name={f.name: f for f in fields},
-            _hash=hash((fields, alignment)),
-            plans=Plans(len(fields)),
-        )
+        sizes, starts, end, total = arranged(fields, alignment)
+        itemsize, by_name = max(f.itemsize for f in fields), {f.name: f for f in fields}
+        freeze(self, fields=fields, alignment=alignment, sizes=sizes, starts=starts, end=end)
+        freeze(self, itemsize=itemsize, _total=total, _by_name=by_name, plans=Plans(len(fields)))
+        freeze(self, _hash=hash((fields, alignment)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Layout):
@@ -101,18 +100,15 @@ class Layout(Fields, Described):
             KeyError: no such field.
         """
         self[name]
-        return self._offset_with(self.alignment, name, check_rows(rows))
-
-    def _offset_with(self, alignment: int, name: str, rows: int) -> int:
-        """What `offset` would be with another alignment, of arguments that are sound."""
-        units = (1, *(-(-rows * size // alignment) for size in self.sizes))
-        return alignment * sum(n * u for n, u in zip(self.starts[name], units, strict=True))
+        rows = check_rows(rows)
+        units = (1, *(-(-rows * size // self.alignment) for size in self.sizes))
+        return self.alignment * sum(n * u for n, u in zip(self.starts[name], units, strict=True))
 
     def pitch(self, name: str, rows: int) -> int:
-        """Bytes from one component of column `name` to its next; of a scalar, its padded size."""
+        """Bytes from one component of column `name` to its next; else all that the field takes."""
         found = self[name]
         count = check_rows(rows) if found.per_row else 1
-        return -(-count * found.itemsize // self.alignment) * self.alignment
+        return -(-count * found.width // self.alignment) * self.alignment
 
     def dense_rows(self, rows: int) -> int:
         """The smallest row count, at least `rows`, at which no column has padding.
@@ -121,8 +117,8 @@ class Layout(Fields, Described):
         1024
         """
         rows = check_rows(rows)
-        smallest = min((f.itemsize for f in self.fields if f.per_row), default=self.alignment)
-        step = self.alignment // smallest
+        shared = [gcd(f.width, self.alignment) for f in self.fields if f.per_row]
+        step = self.alignment // min(shared, default=self.alignment)  # all are powers of two
         return -(-rows // step) * step
 
     @classmethod
@@ -318,16 +314,16 @@ class Layout(Fields, Described):
             rows = check_capacity(rows)
         if type(buffer) is np.ndarray and buffer.dtype is BYTE and buffer.ndim == 1:
             memory: Buffer = HostBuffer(
-                buffer, self._total(rows), self.sizes[-1]
+                buffer, self._total(rows), self.itemsize
             )  # plain bytes say no more
         else:
-            memory = buffer_of(buffer, self._total(rows), self.sizes[-1], self._asked(rows))
+            memory = buffer_of(buffer, self._total(rows), self.itemsize, self._asked(rows))
         return bound(self, memory, rows, 0, rows)
 
     def _asked(self, rows: int) -> Asked:
         """What memory that says what it holds must say, to hold `rows` rows."""
         first, components = self.fields[0], sum(f.components for f in self.fields)
-        plain = len(self.sizes) == 1 and all(f.per_row for f in self.fields)
+        plain = len(self.sizes) == 1 and not any(f.interleaved for f in self.fields)
         width = self.pitch(first.name, rows) // first.itemsize
         return Asked(self.fields, (components, width) if plain else None, rows)
 
@@ -374,7 +370,7 @@ class Layout(Fields, Described):
         """
         rows = check_capacity(rows)
         memory = located(address, device, self._total(rows), nbytes, readonly, stream)
-        buffer = pointed(memory, self.sizes[-1], owner, finalizer)
+        buffer = pointed(memory, self.itemsize, owner, finalizer)
         return SoA(self, buffer, rows, 0, rows)
 
     def pack(self, arrays: Mapping[str, Any], rows: int | None = None) -> SoA:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from html import escape
 from itertools import islice
+from operator import getitem
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._blocks import Blocks, SoABlocks
 from ._describe import cut, extents
 from ._draw import MOST, cut_text, drawn_of, svg_of, svg_of_blocks
 from ._fields import Column, Scalar, shown
+from ._nested import leaves, plain
 from ._spec import Value
 
 if TYPE_CHECKING:
@@ -58,19 +61,30 @@ def html_of_soa(soa: SoA) -> str:
 def html_of_blocks(blocks: Blocks | SoABlocks) -> str:
     """`_repr_html_` of `Blocks` and `SoABlocks`."""
     if isinstance(blocks, SoABlocks):
-        layouts, rows, soas = blocks.layout, blocks.rows, dict[str, Any](blocks)
-        said = f"SoABlocks: {len(blocks)} blocks, {layouts.nbytes(rows)} bytes{_where(blocks)}"
+        layouts, rows, soas = blocks.layout, plain(blocks.rows), blocks
+        said = f"SoABlocks: {layouts.count} blocks, {layouts.nbytes(rows)} bytes{_where(blocks)}"
     else:
-        layouts, rows, soas = blocks, dict.fromkeys(blocks, EXAMPLE), {}
+        layouts, rows, soas = blocks, _same(blocks), None
         said = (
-            f"Blocks: {len(blocks)} blocks, alignment {blocks.alignment}; drawn for {EXAMPLE} rows "
-            f"of each"
+            f"Blocks: {blocks.count} blocks, alignment {blocks.alignment}; drawn for {EXAMPLE} "
+            f"rows of each"
         )
+    found = [*leaves(layouts, rows)]
     parts = [
-        _Part(name, layouts[name], rows[name], soas.get(name), most)
-        for name, most in drawn_of(layouts).items()
+        _Part(leaf.name, leaf.layout, leaf.rows, _at(soas, leaf.path), most)
+        for leaf, most in zip(found, drawn_of([leaf.layout for leaf in found]), strict=False)
     ]
-    return _html(said, parts, len(blocks) - len(parts), svg_of_blocks(layouts, rows, None))
+    return _html(said, parts, len(found) - len(parts), svg_of_blocks(layouts, rows, None))
+
+
+def _same(blocks: Blocks) -> dict[str, Any]:
+    """The rows for which blocks are drawn that have no counts of their own."""
+    return {n: _same(b) if isinstance(b, Blocks) else EXAMPLE for n, b in blocks.items()}
+
+
+def _at(soas: SoABlocks | None, path: tuple[str, ...]) -> Any:
+    """The SoA to which names lead."""
+    return None if soas is None else reduce(getitem, path, soas)
 
 
 def _where(soa: SoA | SoABlocks) -> str:
@@ -92,7 +106,7 @@ def _html(said: str, parts: list[_Part], more: int, svg: str) -> str:
     table = [_row("th", names)]
     for block, layout, rows, soa, most in parts:
         if block:
-            table.append(_across(f"{cut_text(shown(block), 32)}: {rows} rows"))
+            table.append(_across(f"{cut_text(block, 32)}: {rows} rows"))
         drawn, others = cut(extents(layout, rows), most)
         for e in drawn:
             cells = [cut_text(shown(e.field.name), 32), e.field.dtype, cut_text(e.shape, 32)]

@@ -5,13 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ._dtypes import INT64_MAX, exact_int
 from ._fields import no_such
-
-if TYPE_CHECKING:
-    from ._layout import Layout
+from ._layout import Layout
 
 _ALIGNMENTS = [1 << power for power in range(13)]
 
@@ -53,26 +50,30 @@ def check_offsets(layout: Layout, offsets: Mapping[str, int], rows: int) -> None
 
 def _explained(layout: Layout, offsets: dict[str, int], apart: dict[str, int], rows: int) -> str:
     """What would make the layout's offsets the producer's, where something simple does."""
-    others = [a for a in _ALIGNMENTS if a >= layout.sizes[-1] and a != layout.alignment]
-    for alignment in others:
-        if all(layout._offset_with(alignment, name, rows) == at for name, at in offsets.items()):
-            return f"; this would be so with alignment={alignment}"
-    for alignment in (layout.alignment, *others):
-        counts = _row_counts(layout, alignment, offsets)
+    others = [
+        Layout(layout.fields, alignment=alignment)
+        for alignment in _ALIGNMENTS
+        if alignment >= layout.itemsize and alignment != layout.alignment
+    ]
+    for other in others:
+        if all(other.offset(name, rows) == at for name, at in offsets.items()):
+            return f"; this would be so with alignment={other.alignment}"
+    for other in (layout, *others):
+        counts = _row_counts(other, offsets)
         if counts is not None:
             least, most = counts
             span = str(least) if least == most else f"{least} to {most}"
-            with_it = f" and alignment={alignment}" if alignment != layout.alignment else ""
+            with_it = f" and alignment={other.alignment}" if other is not layout else ""
             return f"; this would be so at {span} rows{with_it}"
     return _shifted(layout, offsets, apart, rows)
 
 
-def _row_counts(layout: Layout, alignment: int, offsets: dict[str, int]) -> tuple[int, int] | None:
+def _row_counts(layout: Layout, offsets: dict[str, int]) -> tuple[int, int] | None:
     """At which row counts, the least and the most, the fields have just these offsets."""
     least, most, within = 0, INT64_MAX, range(INT64_MAX)
     for name, at in offsets.items():
         # An offset never decreases with the rows, and so it is right between two that are.
-        at_rows = partial(layout._offset_with, alignment, name)
+        at_rows = partial(layout.offset, name)
         if at_rows(least) == at_rows(most) == at:
             continue
         least = bisect_left(within, at, least, most, key=at_rows)
@@ -105,7 +106,7 @@ def _shifted(layout: Layout, offsets: dict[str, int], apart: dict[str, int], row
     before = layout.offset(in_memory[first - 1], rows) if first else -1
     for name in layout:
         at = layout.offset(name, rows)
-        size = layout.pitch(name, rows) * layout[name].components
+        size = layout.pitch(name, rows) * layout[name].subcolumns
         if name not in offsets and before < at < layout.offset(start, rows) and size == -by:
             return f"; this would be so if the producer had no field {name!r:.80}"
     return f"; this would be so if the producer had {-by} bytes less before {start!r:.80}"

@@ -76,7 +76,9 @@ def assign(soa: SoA, entry: Entry, given: Any) -> None:
                 )
         expected = (soa.rows, len(entry), *first.shape)
         if value.shape != expected:
-            raise ValueError(wrong_shape(f"columns {list(entry)!r:.200}", value.shape, expected))
+            raise ValueError(
+                wrong_shape(f"columns {list(entry)!r:.200}", value.shape, expected, per_row=True)
+            )
         if np.may_share_memory(value, soa.buffer.root):  # what is written first is read later
             value = value.copy()
         for number, name in enumerate(entry):
@@ -105,10 +107,11 @@ def _columns_of(table: Any) -> str:
 
 def _check_shape(field: Column | Scalar, value: NDArray[Any], rows: int, first: str = "") -> None:
     """Of a value, against the rows there are, which the first column may have told."""
-    expected = (rows, *field.shape) if field.per_row else ()
+    expected = (rows, *field.shape) if field.per_row else field.shape
     one_for_all = field.per_row and field.shape == () == value.shape
     if value.shape != expected and not one_for_all:
-        wrong = wrong_shape(f"field {field.name!r:.80}", value.shape, expected)
+        where = f"field {field.name!r:.80}"
+        wrong = wrong_shape(where, value.shape, expected, per_row=field.per_row)
         same = field.per_row and value.shape[1:] == field.shape and first
         raise ValueError(f"{wrong}, and {first!r:.80} has {rows}" if same else wrong)
 

@@ -35,12 +35,12 @@ def copy_rows(layout: Layout, capacity: int, rows: range, source: Any, target: A
             raise too_small(len(memory), layout.nbytes(count))
     both = zip(runs(layout, capacity), runs(layout, len(rows)), strict=True)
     for run, own in both:
-        size, (components, width) = ITEMSIZE[run.dtype], run.shape
-        first, last = rows.start * size, rows.stop * size
-        if not layout[run.names[0]].per_row:
-            first, last = 0, width * size
-        to = target[own.offset :][: components * own.shape[1] * size].reshape(components, -1)
-        of = source[run.offset :][: components * width * size].reshape(components, -1)
+        size, (count, length, step) = ITEMSIZE[run.dtype], run.stretches()
+        first, last = rows.start * step * size, rows.stop * step * size
+        if not run.per_row:
+            first, last = 0, length * size
+        to = target[own.offset :][: count * own.stretches()[1] * size].reshape(count, -1)
+        of = source[run.offset :][: count * length * size].reshape(count, -1)
         to[:, : last - first] = of[:, first:last]
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Form = tuple[int, ...]
 """Elements: a constant, and a coefficient for each of `layout.sizes`.
 
-The coefficients multiply the aligned units that one component of that item size takes.
+The coefficients multiply the aligned units that one sub-column of that width takes.
 """
 
 
@@ -39,6 +39,7 @@ class Pattern:
         strides: one for each entry of `shape`.
         offset: of the first element.
         columns: of a tensor without a single strided view; else empty.
+        interleaved: whether it has no padded rows.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Pattern:
     strides: tuple[Form, ...]
     offset: Form
     columns: tuple[str, ...]
+    interleaved: bool = False
 
 
 def pattern_of(layout: Layout, entry: Entry, piecewise: bool) -> Pattern:
@@ -84,21 +86,23 @@ def resolved(layout: Layout, name: str, entry: Entry, piecewise: bool) -> Patter
                 f"{_at(name)}Value takes a Scalar, but {entry.name!r} is a Column; "
                 f"write {entry.name!r}"
             )
-        return Pattern(name, column.dtype, None, (), (), _start(layout, column), ())
+        strides = _inner(layout, column)
+        return Pattern(name, column.dtype, None, column.shape, strides, _start(layout, column), ())
     columns = [_field(layout, name, c) for c in ((entry,) if isinstance(entry, str) else entry)]
     first = columns[0]
     for other in columns[1:]:
         _check_alike(name, first, other)
-    row = int(first.per_row)
+    row = first.width // first.itemsize if first.per_row else 0
+    adjacent = any(c.per_row and c.interleaved for c in columns)
     shape, strides = first.shape, _inner(layout, first)
     start = _start(layout, first)
     if isinstance(entry, str):
-        return Pattern(name, first.dtype, row, shape, strides, start, ())
+        return Pattern(name, first.dtype, row, shape, strides, start, (), adjacent)
     shape = (len(columns), *shape)
     distance = common_distance(layout, columns)
     if distance is None or (piecewise and in_pieces(layout, entry)):
-        return Pattern(name, first.dtype, row, shape, (), (), tuple(entry))
-    return Pattern(name, first.dtype, row, shape, (distance, *strides), start, ())
+        return Pattern(name, first.dtype, row, shape, (), (), tuple(entry), adjacent)
+    return Pattern(name, first.dtype, row, shape, (distance, *strides), start, (), adjacent)
 
 
 def _field(layout: Layout, tensor: str, name: str) -> Column | Scalar:
@@ -136,18 +140,24 @@ def _start(layout: Layout, column: Column | Scalar) -> Form:
     return tuple(unit * n for n in layout.starts[column.name])
 
 
+def _constant(layout: Layout, number: int) -> Form:
+    return (number, *(0 for _ in layout.sizes))
+
+
 def _pitches(layout: Layout, column: Column | Scalar, number: int) -> Form:
     """Of so many pitches of a column."""
     unit = layout.alignment // column.itemsize
-    return (0, *(number * unit if size == column.itemsize else 0 for size in layout.sizes))
+    return (0, *(number * unit if size == column.width else 0 for size in layout.sizes))
 
 
 def _inner(layout: Layout, column: Column | Scalar) -> tuple[Form, ...]:
     """Strides of the axes within one row."""
-    if len(column.shape) < 2:
-        return tuple(_pitches(layout, column, 1) for _ in column.shape)
-    r, c = column.shape
-    numbers = (1, r) if column.order == "F" else (c, 1)
+    numbers: tuple[int, ...] = (1,) * len(column.shape)
+    if len(column.shape) == 2:
+        r, c = column.shape
+        numbers = (1, r) if column.order == "F" else (c, 1)
+    if column.interleaved:
+        return tuple(_constant(layout, number) for number in numbers)
     return tuple(_pitches(layout, column, number) for number in numbers)
 
 
@@ -155,9 +165,10 @@ def common_distance(layout: Layout, columns: Sequence[Column | Scalar]) -> Form 
     """From each column to the next; None where it differs, whatever the row count."""
     first = columns[0]
     if len(columns) == 1:
-        # Nobody takes this step: a scalar's is 1, a column's the room that it takes.
-        one = (1, *(0 for _ in layout.sizes))
-        return _pitches(layout, first, first.components) if first.per_row else one
+        # Nobody takes this step: a scalar's is its own size, a column's the room that it takes.
+        if not first.per_row:
+            return _constant(layout, first.components)
+        return _pitches(layout, first, first.subcolumns)
     if not same_strides(layout, columns):
         return None
     starts = [_start(layout, c) for c in columns]
@@ -170,7 +181,7 @@ def common_distance(layout: Layout, columns: Sequence[Column | Scalar]) -> Form 
 
 def same_strides(layout: Layout, columns: Sequence[Column | Scalar]) -> bool:
     """Whether the columns agree in every stride but their distance."""
-    return len({(c.per_row, _inner(layout, c)) for c in columns}) == 1
+    return len({(c.per_row, c.interleaved, _inner(layout, c)) for c in columns}) == 1
 
 
 def in_pieces(layout: Layout, names: tuple[str, ...]) -> bool:

@@ -57,10 +57,11 @@ class Way:
 def layout_of(dtype: str) -> Layout:
     """Each kind of field."""
     columns = [Column("x", dtype), Column("y", dtype), Column("v", dtype, (3,))]
-    return Layout([*columns, Column("m", dtype, (2, 3)), Scalar("n", dtype)])
+    columns += [Column("m", dtype, (2, 3)), Column("i", dtype, (3,), interleaved=True)]
+    return Layout([*columns, Scalar("n", dtype), Scalar("a", dtype, (3,))])
 
 
-SPEC = Spec(x="x", xy=["x", "y"], yx=["y", "x"], v="v", m="m", each="n", n=Value("n"))
+SPEC = Spec(x="x", xy=["x", "y"], yx=["y", "x"], v="v", m="m", i="i", each="n", n=Value("n"))
 
 
 def filled(layout: Layout, rows: int) -> SoA:

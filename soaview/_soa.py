@@ -163,6 +163,39 @@ class SoA(_Unfrozen):
         start = self.start + first
         return SoA(self.layout, self.buffer, self.capacity, start, count)
 
+    def counted(self, name: str) -> SoA:
+        """The first rows: as many as the SoA's own scalar of that name says.
+
+        For memory of a fixed capacity that holds its own count. That is read in this call, once; on
+        a device it is fetched, which waits for the device.
+
+        Raises:
+            KeyError: no such field.
+            TypeError: it is no scalar, or no integer; the SoA is traced, where no value is known.
+            ValueError: a negative count, or one above the rows; an SoA that is a slice itself.
+
+        >>> from soaview import Column, Layout, Scalar, Value
+        >>> soa = Layout([Column("pt", "float32"), Scalar("n", "int32")]).allocate(4096)
+        >>> soa[Value("n")] = 3
+        >>> len(soa.counted("n"))
+        3
+        """
+        field = self.layout[name]
+        if field.per_row or field.shape or not field.dtype.startswith(("int", "uint")):
+            raise TypeError(f"a count is a Scalar of an integer dtype, got {field!r:.200}")
+        if self.rows != self.capacity:
+            raise ValueError(
+                f"rows {self.start}:{self.start + self.rows} are a slice of {self.capacity}, whose "
+                f"count is not theirs; take soa.counted({name!r:.80}) of the whole SoA"
+            )
+        count = self.buffer.value(self._at(Value(name)))
+        if not 0 <= count <= self.rows:
+            raise ValueError(
+                f"scalar {name!r:.80} says {count} rows, and there is room for {self.rows}; was it "
+                f"written, and is this the layout that it was written with?"
+            )
+        return self[:count]
+
     def keys(self) -> KeysView[str]:
         """The fields' names."""
         return self.layout.keys()
@@ -178,7 +211,7 @@ class SoA(_Unfrozen):
     def _ipython_key_completions_(self) -> list[str]:
         return list(self)
 
-    def batches(self, size: int, *, drop_last: bool = False) -> Batches:
+    def batches(self, size: int, *, drop_last: bool = False) -> Sequence[SoA]:
         """Slices of `size` rows one after another, the last one short; views, not copies.
 
         They are a collection: it has a length, and is iterated again and again.
@@ -197,6 +230,8 @@ class SoA(_Unfrozen):
         >>> len(soa.batches(4, drop_last=True))
         2
         """
+        from ._batches import Batches
+
         size = exact_int(size, "the batch size")
         if size < 1:
             raise ValueError(f"the batch size must be positive, got {size}")
@@ -331,36 +366,6 @@ def keep(soa: SoA, key: Hashable, made: Made) -> Made:
         cache.clear()
     cache[key] = made
     return made
-
-
-class Batches(Sequence[SoA]):
-    """An SoA's rows in slices, one after another; `SoA.batches` makes them."""
-
-    __slots__ = ("_firsts", "_size", "_soa")
-
-    def __init__(self, soa: SoA, size: int, drop_last: bool) -> None:
-        self._soa = soa
-        self._size = size
-        self._firsts = range(0, soa.rows // size * size if drop_last else soa.rows, size)
-
-    def __len__(self) -> int:
-        return len(self._firsts)
-
-    @overload
-    def __getitem__(self, index: int) -> SoA: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[SoA]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self._soa[first : first + self._size] for first in self._firsts[index]]
-        try:
-            first = self._firsts[index]
-        except IndexError:
-            raise IndexError(f"there are {len(self)} batches, got index {index}") from None
-        return self._soa[first : first + self._size]
-
-    def __repr__(self) -> str:
-        return f"Batches({len(self)} of {self._size} rows: {self._soa!r})"
 
 
 def _entry_of(key: Any) -> Entry:

@@ -234,7 +234,8 @@ def views_or_gathers(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View
     both: list[View | Gather] = [*strided]
     for position, tensor in plan.gathers:
         columns = tensor.columns
-        both.insert(position, Gather(tensor.name, tensor.dtype, columns, soa, padded))
+        longer = padded and not tensor.interleaved
+        both.insert(position, Gather(tensor.name, tensor.dtype, columns, soa, longer))
     return both
 
 

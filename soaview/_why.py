@@ -30,8 +30,11 @@ def why_not(layout: Layout, names: tuple[str, ...], capacity: int, piecewise: bo
     if (twice := repeated(names)) is not None:
         return f"column {twice!r} is repeated, so that its columns have no common distance"
     if not same_strides(layout, columns):
-        scalars = len({c.per_row for c in columns}) > 1
-        what = "columns and scalars" if scalars else "matrices of order 'F' and 'C'"
+        what = "matrices of order 'F' and 'C'"
+        if len({c.per_row for c in columns}) > 1:
+            what = "columns and scalars"
+        elif len({c.interleaved for c in columns}) > 1:
+            what = "interleaved and component-wise columns"
         return f"{what} are mixed, so that one stride cannot lead through them"
     starts = [layout.offset(name, capacity) for name in names[: _SHOWN + 2]]
     steps = [

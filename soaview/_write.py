@@ -72,7 +72,8 @@ def check_given(
                     f"tensor {name!r}: got {shape[0]} padded rows, expected {soa.rows}; "
                     f"write the valid ones, [:soa.rows]"
                 )
-            raise ValueError(wrong_shape(f"tensor {name!r}", shape, view.shape))
+            per_row = not isinstance(spec[name], Value)
+            raise ValueError(wrong_shape(f"tensor {name!r}", shape, view.shape, per_row=per_row))
 
 
 def check_columns(layout: Layout, spec: Spec) -> None:
@@ -97,13 +98,17 @@ def check_columns(layout: Layout, spec: Spec) -> None:
     layout.plans[key] = True
 
 
-def wrong_shape(where: str, got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+def wrong_shape(
+    where: str, got: tuple[int, ...], expected: tuple[int, ...], *, per_row: bool
+) -> str:
     """What another shape than expected is refused with."""
     hint = ""
-    if len(got) == 2 and got[::-1] == expected:
+    if per_row and len(got) == 2 and got[::-1] == expected:
         hint = "; rows come first: pass its transpose"
     elif not expected:
         hint = "; a scalar has no axes: pass its one value, such as soa[Value(name)]"
+    elif not per_row:
+        hint = "; a scalar has no rows: pass its one array, such as soa[Value(name)]"
     elif got == (*expected, 1):
         hint = "; drop the last axis"
         if where.startswith("tensor"):

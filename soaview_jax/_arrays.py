@@ -203,6 +203,12 @@ def _padding(soa: SoA, view: View) -> str:
             f"{field_rows} are a slice of {soa.capacity}, whose columns lie apart, and XLA imports "
             f"only dense memory; slice the arrays of the whole SoA, or let copy=None copy it"
         )
+    if view.strides[0] > 1:
+        return (
+            f"it is of several interleaved columns, and padding or other fields lie between them "
+            f"(strides {view.strides}, in elements), and XLA imports only dense memory; take them "
+            f"one by one, or let copy=None copy it"
+        )
     padded = soa.layout.alignment // view.itemsize
     padded_rows = -(-soa.rows // padded) * padded
     dense = soa.layout.dense_rows(soa.rows)

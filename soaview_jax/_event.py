@@ -198,7 +198,11 @@ def _matrix(layout: Layout, run: Run, i: int) -> str:
     """A run where it lies, for any row count."""
     first = layout[run.names[0]]
     size, unit = first.itemsize, layout.alignment // first.itemsize
-    width = f"{unit} * u{size}_{i}" if first.per_row else str(run.shape[1])
+    count, width = str(run.shape[0]), str(run.shape[1])
+    if run.per_row and run.interleaved:
+        count = f"rows_{i}"
+    elif run.per_row:
+        width = f"{unit} * u{size}_{i}"
     start = " + ".join(
         f"{n * layout.alignment} * {u}" if u else str(n * layout.alignment)
         for n, u in zip(
@@ -206,7 +210,7 @@ def _matrix(layout: Layout, run: Run, i: int) -> str:
         )
         if n
     )
-    return f"ndarray(({run.shape[0]}, {width}), {run.dtype}, root_{i}, {start or 0})"
+    return f"ndarray(({count}, {width}), {run.dtype}, root_{i}, {start or 0})"
 
 
 def _target(i: int, t: Place) -> str:

@@ -97,7 +97,7 @@ def _inside(soa: SoA, spec: Spec, name: str) -> Verdict:
 def _why(soa: SoA, run: Run) -> str:
     """Why a run of fields is copied on the way into a jitted function; empty where it is not."""
     if is_slice_of_memory(soa):
-        if not soa.layout[run.names[0]].per_row:
+        if not run.per_row:
             return ""
         return (
             f"rows {soa.start}:{soa.start + soa.rows} are a slice of {soa.capacity}, whose columns "

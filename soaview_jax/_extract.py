@@ -47,7 +47,8 @@ def extract(view: View | Gather, start: jax.Array | None = None) -> jax.Array:
         matrix = matrix.reshape(*(span.components.shape[axis] for axis in axes), span.rows)
         found.append(matrix.transpose(-1, *np.argsort(axes)))
     if isinstance(view, View):
-        return jnp.broadcast_to(found[0], view.shape) if view.shape else found[0].reshape(())
+        one = found[0]
+        return jnp.broadcast_to(one, view.shape) if span.has_rows else one.reshape(view.shape)
     return jnp.concatenate([jnp.broadcast_to(f, (view.shape[0], *f.shape[1:])) for f in found], 1)
 
 
@@ -56,9 +57,9 @@ def insert(view: View | Gather, value: jax.Array, leaves: list[Any]) -> None:
     """Put the value where the view is, in place of the leaf that is there."""
     if 0 in view.shape:
         return
-    value = value if view.shape else value.reshape(1)
     done = 0
     for span in _spans(view):
+        value = value if span.has_rows else value[None]
         part = value
         if isinstance(view, Gather):
             part = value[:, done : done + len(span.components)]
@@ -73,6 +74,8 @@ def insert(view: View | Gather, value: jax.Array, leaves: list[Any]) -> None:
             rows = lax.slice_in_dim(matrix, first, first + len(stretch))
             first += len(stretch)
             at = (int(stretch[0]), span.start)
+            if span.turned:
+                rows, at = rows.T, at[::-1]
             leaves[span.number] = lax.dynamic_update_slice(leaves[span.number], rows, at)
 
 
@@ -82,16 +85,20 @@ class _Span(NamedTuple):
     Attributes:
         number: of the leaf.
         leaf: a matrix (components, padded rows).
+        turned: whether that is its transpose, as the rows of what is interleaved come first.
         start, rows: the first one, and how many; a scalar has one.
         per_row: whether it is no scalar.
+        has_rows: whether the view has an axis of rows; the value of a scalar has none.
         components: their numbers, in the shape of one row's element.
     """
 
     number: int
     leaf: Any
+    turned: bool
     start: int
     rows: int
     per_row: bool
+    has_rows: bool
     components: NDArray[np.int64]
 
     def in_memory(self) -> tuple[list[int], NDArray[np.int64]]:
@@ -136,17 +143,20 @@ def _span(view: View) -> _Span:
         )
     width = run.shape[1]
     first, start = divmod(view.offset - run.offset // view.itemsize, width)
-    per_row = bool(view.strides and view.strides[0])
-    rows = view.shape[0] if per_row else 1
+    if run.interleaved:
+        leaf, first, start = leaf.T, start, first
+    has_rows = run.per_row or view.strides[:1] == (0,)
+    rows = view.shape[0] if run.per_row else 1
     if start + rows > INT32_MAX and not x64():
         raise ValueError(
             f"tensor {view.name!r}: JAX does not count to row {start + rows} while 64-bit types "
             f"are switched off; switch them on"
         )
     components = np.full((), first)
-    for length, step in zip(view.shape[1:], view.strides[1:], strict=True):
-        components = np.add.outer(components, np.arange(length) * (step // width))
-    return _Span(number, leaf, start, rows, per_row, components)
+    unit = 1 if run.interleaved else width
+    for length, step in zip(view.shape[has_rows:], view.strides[has_rows:], strict=True):
+        components = np.add.outer(components, np.arange(length) * (step // unit))
+    return _Span(number, leaf, run.interleaved, start, rows, run.per_row, has_rows, components)
 
 
 def shards(sharding: jax.sharding.NamedSharding, axis: int) -> int:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soaview import Spec
+from soaview import Spec, Value
 from soaview.adapter import (
     BatchSize,
     Matches,
@@ -128,7 +128,7 @@ def forward(
             starts = [None if rows is None else rows.start for rows in parts]
             made = run(_Call(function, specs, sizes, cast), weights, given, starts)
         else:
-            call = _Call(function, None, (), cast)
+            call = _Call(function, specs, None, cast)
             made = run(call, weights, padded(ins, capacity), [])
         if progress:
             jax.block_until_ready(made)  # type: ignore[no-untyped-call]
@@ -219,14 +219,15 @@ class _Call(NamedTuple):
 
     Attributes:
         function: None for the one that the compiled call belongs to.
-        specs: of the inputs; None where they are arrays, with the rows last.
-        sizes: of the inputs, the rows of the batch; None where they go whole.
+        specs: of the inputs.
+        sizes: of the inputs, the rows of the batch, None where they go whole; None where the inputs
+            are not SoAs, but arrays that have the rows last.
         cast: what floating inputs are converted to.
     """
 
     function: Function | None
-    specs: tuple[Spec, ...] | None
-    sizes: tuple[int | None, ...]
+    specs: tuple[Spec, ...]
+    sizes: tuple[int | None, ...] | None
     cast: str | None
 
 
@@ -298,8 +299,10 @@ def _run(fn: Any, call: _Call | _EventCall, soas: Any, starts: Any) -> Any:
     given: list[jax.Array] = []
     if isinstance(call, _EventCall):
         given = call.event.given(call.rows, soas)
-    elif call.specs is None:
-        given = [jnp.moveaxis(array, -1, 0) if array.ndim else array for array in soas]
+    elif call.sizes is None:
+        entries = [entry for spec in call.specs for entry in spec.values()]
+        for array, entry in zip(soas, entries, strict=True):
+            given.append(array if isinstance(entry, Value) else jnp.moveaxis(array, -1, 0))
     else:
         for soa, spec, size, start in zip(soas, call.specs, call.sizes, starts, strict=True):
             # Where JAX is told not to compile, what it cannot view is copied.

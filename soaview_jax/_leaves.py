@@ -113,8 +113,9 @@ class Leaves(Buffer):
                 f"jax.tree.map(lambda leaf: leaf[0], soas) takes out the first"
             )
         if (shape, dtype) in [(form[1:], kind) for form, kind in forms]:
+            axis = "rows" if run.interleaved else "components"
             raise ValueError(
-                f"{where} has lost its axis of components, for a single SoA has no axis to map "
+                f"{where} has lost its axis of {axis}, for a single SoA has no axis to map "
                 f"over; stack SoAs, jax.tree.map(lambda *x: jnp.stack(x), *soas), or map over what "
                 f"arrays gives"
             )
@@ -154,9 +155,11 @@ class Leaves(Buffer):
     def without_padding(self, number: int, leaf: Any) -> Any:
         """A leaf of this run, with zeros where it has no rows, whatever was there."""
         run = runs(self.layout, self.rows)[number]
+        if run.interleaved:
+            return leaf
         width = leaf.shape[1]
         words = width // max(run.shape[1], 1)  # two where 64 bits go as pairs of 32
-        valid = words * (self.rows if self.layout[run.names[0]].per_row else 1)
+        valid = words * (self.rows if run.per_row else 1)
         if valid >= width:
             return leaf
         if valid > INT32_MAX and not x64():
@@ -202,6 +205,16 @@ class Leaves(Buffer):
         """The NumPy view of these elements, read-only."""
         buffer, there = self.locate(at)
         return buffer.array(there)
+
+    def value(self, at: Strided) -> Any:
+        """The value that lies there, also where the leaf is on a device."""
+        number, run = self.find(at)
+        leaf = self.leaf(number)
+        if not is_array(leaf):
+            return super().value(at)
+        # Of 64 bits it may be pairs of words.
+        flat = np.ascontiguousarray(leaf).reshape(-1).view(at.dtype)
+        return flat[at.offset - run.offset // at.itemsize].item()
 
 
 def is_array(value: object) -> TypeGuard[jax.Array]:

@@ -41,7 +41,7 @@ def to(soa: Movable, device: jax.Device | NamedSharding) -> Movable:
     SoA(2 rows, 128 bytes on cpu, read-only: x float32)
     """
     if isinstance(soa, SoABlocks):
-        moved = {name: _to(block, device) for name, block in soa.items()}
+        moved = {name: to(block, device) for name, block in soa.items()}
         return SoABlocks.of(soa.layout, moved, soa.rows)
     return _to(soa, device)
 
@@ -64,14 +64,18 @@ def _to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
             f"as NamedSharding(mesh, PartitionSpec('rows')), got {sharding!r:.200}"
         )
     columns, scalars = sharding.update(spec=(None, *sharding.spec)), sharding.update(spec=())
+    by_rows = sharding.update(spec=(*sharding.spec, *[None] * (2 - len(sharding.spec))))
     parts = shards(sharding, 0)
     even = soa.layout.dense_rows(1) * parts
     shardings = []
     for run in runs(soa.layout, soa.rows):
-        shardings.append(columns if soa.layout[run.names[0]].per_row else scalars)
-        if shardings[-1] is columns and run.shape[1] % parts:
+        whole = columns if not run.interleaved else by_rows
+        shardings.append(whole if run.per_row else scalars)
+        rows = run.shape[not run.interleaved]
+        if run.per_row and rows % parts:
+            kind = "" if run.interleaved else "padded "
             raise ValueError(
-                f"{parts} devices do not divide the {run.shape[1]} padded rows of "
+                f"{parts} devices do not divide the {rows} {kind}rows of "
                 f"{run.names[0]!r}; lay the SoA out for {-(-soa.rows // even) * even} rows, and "
                 f"use soaview_jax.mask"
             )

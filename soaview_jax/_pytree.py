@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from ._settings import NARROW, alignment_on, x64
 
 
 def leaves(soa: SoA) -> tuple[Any, ...]:
-    """Per run a matrix (components, padded rows) over the memory itself.
+    """Per run a matrix over the memory itself: `Run.shape`.
 
     64-bit runs go as pairs of 32 bits where JAX has those types switched off. A slice, whose
     columns lie apart, goes as a copy of its rows.
@@ -129,18 +129,20 @@ def _own_rows(soa: SoA) -> tuple[Any, ...]:
     memory = layout.allocate(soa.rows).buffer.root
     both = zip(runs(layout, soa.capacity), runs(layout, soa.rows), strict=True)
     for source, (run, own) in zip(whole, both, strict=True):
-        if not layout[run.names[0]].per_row:
+        if not run.per_row:
             found.append(source)
             continue
         words = source.shape[1] // run.shape[1]
-        rows = source[:, soa.start * words : (soa.start + soa.rows) * words]
-        padding = own.shape[1] * words - rows.shape[1]
+        rows = source[soa.start : soa.start + soa.rows]
+        if not run.interleaved:
+            rows = source[:, soa.start * words : (soa.start + soa.rows) * words]
+        shape = own.shape[0], own.shape[1] * words
         if isinstance(source, np.ndarray):
-            target = np.ndarray((len(rows), own.shape[1] * words), source.dtype, memory, own.offset)
+            target = np.ndarray(shape, source.dtype, memory, own.offset)
             target[:, : rows.shape[1]] = rows
             found.append(target)
         else:
-            found.append(jnp.pad(rows, ((0, 0), (0, padding))))
+            found.append(jnp.pad(rows, ((0, 0), (0, shape[1] - rows.shape[1]))))
     return tuple(found)
 
 
@@ -159,17 +161,27 @@ def _unflatten(aux: Aux, children: Iterable[Any]) -> SoA:
     return from_leaves(*aux, children)
 
 
-BlocksAux = tuple[Blocks, tuple[tuple[str, int], ...]]
+BlocksAux = tuple[Blocks, tuple[tuple[str, Any], ...]]
 
 
-def _blocks_flatten(soas: SoABlocks) -> tuple[list[tuple[DictKey, SoA]], BlocksAux]:
+def _blocks_flatten(soas: SoABlocks) -> tuple[list[tuple[DictKey, Any]], BlocksAux]:
     found = [(DictKey(name), soa) for name, soa in soas.items()]
-    return found, (soas.layout, tuple(soas.rows.items()))
+    return found, (soas.layout, _pairs(soas.rows))
+
+
+def _pairs(rows: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Row counts as pairs, which have a hash."""
+    return tuple((k, _pairs(n) if isinstance(n, Mapping) else n) for k, n in rows.items())
+
+
+def _rows_of(pairs: Iterable[Any]) -> dict[str, Any]:
+    """The same again; JSON has made lists of tuples."""
+    return {k: n if isinstance(n, int) else _rows_of(n) for k, n in pairs}
 
 
 def _blocks_unflatten(aux: BlocksAux, children: Iterable[Any]) -> SoABlocks:
     layout, rows = aux
-    return SoABlocks.of(layout, dict(zip(layout, children, strict=True)), dict(rows))
+    return SoABlocks.of(layout, dict(zip(layout, children, strict=True)), _rows_of(rows))
 
 
 def _to_bytes(aux: Aux) -> bytes:
@@ -182,14 +194,12 @@ def _from_bytes(data: bytes | bytearray) -> Aux:
 
 
 def _blocks_to_bytes(aux: BlocksAux) -> bytes:
-    layouts = {name: layout.to_dict() for name, layout in aux[0].items()}
-    return json.dumps({"layouts": layouts, "rows": dict(aux[1])}).encode()
+    return json.dumps({**aux[0].to_dict(), "rows": aux[1]}).encode()
 
 
 def _blocks_from_bytes(data: bytes | bytearray) -> BlocksAux:
     found = json.loads(data)
-    layouts = {name: Layout.from_dict(layout) for name, layout in found["layouts"].items()}
-    return Blocks(layouts), tuple(found["rows"].items())
+    return Blocks.from_dict({"blocks": found["blocks"]}), _pairs(_rows_of(found["rows"]))
 
 
 jax.tree_util.register_pytree_with_keys(SoA, _flatten_with_keys, _unflatten, _flatten)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from soaview import View
+from soaview import Value, View
 from soaview.adapter import Matches, Pair, Work, numpy_dtype, views_or_gathers
 
 from ._arrays import check_width
@@ -42,11 +42,11 @@ def check_row_wise(row_wise: object, task: Work) -> None:
     if row_wise is False:
         return
     first = task.outputs[0][0]
-    for soa, spec in task.outputs:
-        for view in views_or_gathers(soa, spec):
-            if view.shape == ():
+    for _, spec in task.outputs:
+        for name, entry in spec.items():
+            if isinstance(entry, Value):
                 raise ValueError(
-                    f"tensor {view.name!r} is one value for the whole SoA, and row_wise= is for "
+                    f"tensor {name!r} is one value for the whole SoA, and row_wise= is for "
                     f"functions that treat each row alone; leave it out"
                 )
     for soa, _ in (*task.inputs, *task.outputs):
@@ -78,10 +78,10 @@ def padded(pairs: Sequence[Pair], capacity: int, *, extreme: bool = False) -> li
     """
     made: list[NDArray[Any]] = []
     for soa, spec in pairs:
-        for view in views_or_gathers(soa, spec):
+        for view, entry in zip(views_or_gathers(soa, spec), spec.values(), strict=True):
             if not x64():
                 check_width(view)
-            if not view.shape:  # a scalar, alone
+            if isinstance(entry, Value):
                 assert isinstance(view, View)
                 made.append(view.numpy().copy())
                 continue

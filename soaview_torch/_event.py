@@ -70,7 +70,7 @@ def of_arrays(
         return soas_of("outputs", outputs, given)
 
     # Of complex128 NumPy says that it is aligned on 8 bytes, where torch needs 16.
-    if any(layout.sizes[-1] > 8 for layout, _ in (*inputs, *outputs)):
+    if any(layout.itemsize > 8 for layout, _ in (*inputs, *outputs)):
         return None
     names = {
         "model": model,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from soaview import SoA, Spec
+from soaview import SoA, Spec, Value
 from soaview.adapter import (
     check_among_rows,
     check_integers,
@@ -57,8 +57,8 @@ def jagged(
     """
     check_one_given(offsets, counts)
     found = tensors(soa, spec, copy=copy)
-    for name, tensor in zip(spec, found, strict=True):
-        if not tensor.ndim:
+    for name, entry in spec.items():
+        if isinstance(entry, Value):
             raise ValueError(f"tensor {name!r} is one value, and has no rows; leave it out")
     device = found[0].device if found else torch.device("cpu")
     events = _events(soa, offsets, counts, device, all_rows=True)

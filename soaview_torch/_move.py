@@ -21,7 +21,7 @@ def empty(
 @overload
 def empty(
     layout: Blocks,
-    rows: Mapping[str, int],
+    rows: Mapping[str, Any],
     *,
     device: torch.device | str = ...,
     pin_memory: bool = ...,

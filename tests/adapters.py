@@ -179,6 +179,12 @@ def is_dense(view: View) -> bool:
     return not where.size or len(np.unique(where)) == where.size == where.max() + 1
 
 
+def is_row_major(view: View) -> bool:
+    """Whether no axis takes a shorter step than one after it."""
+    steps = [step for n, step in zip(view.shape, view.strides, strict=True) if n > 1]
+    return steps == sorted(steps, reverse=True)
+
+
 class JaxAdapter(NumPyAdapter):
     """soaview_jax, with 64-bit types switched on."""
 
@@ -205,7 +211,7 @@ class JaxAdapter(NumPyAdapter):
                 view.buffer.on_host
                 and view.dtype == "bfloat16"
                 and 0 not in view.shape
-                and sum(n > 1 for n in view.shape) > 1
+                and not is_row_major(view)
             ),
             BufferError,
             "bfloat16|dense",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
 import numpy as np
 import places
 
-from soaview import Column, Layout, Scalar, SoA, Value
+from soaview import Blocks, Column, Layout, Scalar, SoA, Value
 
 ROWS = (0, 1, 31, 32, 33, 1000)
 
@@ -29,7 +30,8 @@ class Case:
     """A spec entry over a layout.
 
     `strides` takes p, the padded rows of the entry's dtype, and q, those of the layout's other
-    column dtype, both in elements of the entry's dtype.
+    column dtype, both in elements of the entry's dtype. Of an interleaved entry p is all that one
+    of its columns takes, which has so many numbers in a row.
     """
 
     name: str
@@ -39,12 +41,17 @@ class Case:
     strides: Callable[[int, int], tuple[int, ...]]
     dtype: str
     has_rows: bool = True
+    interleaved: int = 0
 
     def __str__(self) -> str:
         return self.name
 
     def geometry(self, rows: int, padded: bool = False) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Expected shape and strides in elements."""
+        if self.interleaved:
+            size = np.dtype(self.dtype).itemsize
+            room = -(-rows * self.interleaved * size // 128) * 128 // size
+            return (rows, *self.shape), self.strides(room, 0)
         own = padded_rows(self.dtype, rows)
         (other,) = {f.dtype for f in self.layout.fields if f.per_row and f.dtype != self.dtype} or {
             self.dtype
@@ -52,6 +59,10 @@ class Case:
         scaled = padded_bytes(other, rows) // np.dtype(self.dtype).itemsize
         lead = ((own if padded else rows),) if self.has_rows else ()
         return (*lead, *self.shape), self.strides(own, scaled)
+
+
+def first_name(entry: Any) -> str:
+    return entry.name if isinstance(entry, Value) else entry if isinstance(entry, str) else entry[0]
 
 
 def padded_bytes(dtype: str, rows: int, alignment: int = 128) -> int:
@@ -77,15 +88,28 @@ def layout_of(dtype: str, other: str) -> Layout:
             Column("k", dtype, (2, 3), order="C"),
             Scalar("s", dtype),
             Scalar("t", dtype),
+            Column("p", dtype, (3,), interleaved=True),
+            Column("q", dtype, (3,), interleaved=True),
+            Column("w", dtype, (2, 3), interleaved=True),
+            Column("f", dtype, (2, 3), order="F", interleaved=True),
+            Scalar("a", dtype, (3,)),
+            Scalar("b", dtype, (3,)),
+            Scalar("c", dtype, (9, 20)),
         ]
     )
+
+
+ARRAYS = "abc"
+"""The scalars among these that are arrays."""
 
 
 def entries(dtype: str, other: str) -> list[Case]:
     layout, one = layout_of(dtype, other), 128 // np.dtype(dtype).itemsize
 
     def case(name: str, entry: Any, shape: Any, strides: Any, has_rows: bool = True) -> Case:
-        return Case(f"{dtype}-{name}", layout, entry, shape, strides, dtype, has_rows)
+        first = layout[first_name(entry)]
+        adjacent = math.prod(first.shape) if first.name in "pqwf" else 0
+        return Case(f"{dtype}-{name}", layout, entry, shape, strides, dtype, has_rows, adjacent)
 
     return [
         case("column", "x", (), lambda p, q: (1,)),
@@ -104,6 +128,16 @@ def entries(dtype: str, other: str) -> list[Case]:
         case("scalars", ["s", "t"], (2,), lambda p, q: (0, one)),
         case("scalars-apart", ["n", "s"], (2,), lambda p, q: (0, one + q + 18 * p)),
         case("value", Value("n"), (), lambda p, q: (), has_rows=False),
+        case("interleaved", "p", (3,), lambda p, q: (3, 1)),
+        case("interleaved-in-a-list", ["q"], (1, 3), lambda p, q: (3, p, 1)),
+        case("interleaved-both", ["p", "q"], (2, 3), lambda p, q: (3, p, 1)),
+        case("interleaved-matrix", "w", (2, 3), lambda p, q: (6, 3, 1)),
+        case("interleaved-order-f", "f", (2, 3), lambda p, q: (6, 1, 2)),
+        case("scalar-array", "a", (3,), lambda p, q: (0, 1)),
+        case("scalar-array-in-a-list", ["a"], (1, 3), lambda p, q: (0, 3, 1)),
+        case("scalar-arrays", ["a", "b"], (2, 3), lambda p, q: (0, one, 1)),
+        case("array-value", Value("b"), (3,), lambda p, q: (1,), has_rows=False),
+        case("matrix-value", Value("c"), (9, 20), lambda p, q: (20, 1), has_rows=False),
     ]
 
 
@@ -125,13 +159,15 @@ DTYPES = {
     "complex128": "float32",
 }
 
+ONE_OF_EACH = ["column", "columns", "matrix", "scalar", "value"]
+ONE_OF_EACH += ["interleaved", "interleaved-matrix", "scalar-array", "array-value"]
+
 CASES = [
     case
     for dtype, other in DTYPES.items()
     for case in entries(dtype, other)
     # Every kind of entry in the common dtypes; in the others, one of each number of axes.
-    if dtype in ("float32", "float64", "bfloat16")
-    or case.name.split("-", 1)[1] in ("column", "columns", "matrix", "scalar", "value")
+    if dtype in ("float32", "float64", "bfloat16") or case.name.split("-", 1)[1] in ONE_OF_EACH
 ]
 
 # Entries that no single strided view covers, and a word of why.
@@ -143,6 +179,11 @@ SCATTERED = {
     ("v", "u"): "reversed order",
     ("x", "n"): "columns and scalars",
     ("m", "k"): "matrices of order",
+    ("q", "p"): "reversed order",
+    ("p", "p"): "repeated",
+    ("u", "p"): "interleaved and component-wise columns",
+    ("w", "f"): "matrices of order",
+    ("p", "a"): "columns and scalars",
 }
 
 
@@ -163,26 +204,21 @@ def filled(layout: Layout, rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]
 
 @functools.cache
 def _filled(layout: Layout, rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    total = sum(
-        f.components * padded_bytes(f.dtype, rows) if f.per_row else 128 for f in layout.fields
-    )
+    total = sum(math.prod(stretches_of(f, rows)) for f in layout.fields)
     memory = np.full(total, 0xEE, np.uint8)
     expected, offset = {}, 0
     for number, f in enumerate(layout.fields):
-        pitch = padded_bytes(f.dtype, rows if f.per_row else 1)
-        parts = []
-        for component in range(f.components):
-            part = value(f.dtype, number, np.arange(rows if f.per_row else 1), component)
-            memory[offset : offset + part.nbytes] = part.view(np.uint8)
-            parts.append(part)
+        count, pitch = stretches_of(f, rows)
+        row, component = np.ogrid[: rows if f.per_row else 1, : math.prod(f.shape)]
+        table = value(f.dtype, number, row, component)
+        for stretch in [table] if count == 1 else table.T:
+            part = np.ascontiguousarray(stretch).reshape(-1).view(np.uint8)
+            memory[offset : offset + part.size] = part
             offset += pitch
-        if f.per_row:
-            table = np.stack(parts, axis=1)
-            expected[f.name] = np.empty((rows, *f.shape), np.dtype(f.dtype))
-            for row, components in enumerate(table):
-                expected[f.name][row] = components.reshape(f.shape, order=f.order)
-        else:
-            expected[f.name] = parts[0][0]
+        found = np.empty((len(table), *f.shape), np.dtype(f.dtype))
+        for row, components in enumerate(table):
+            found[row] = components.reshape(f.shape, order=f.order)
+        expected[f.name] = found if f.per_row else found[0]
     return memory, expected
 
 
@@ -192,8 +228,17 @@ def read(entry: Any, expected: dict[str, np.ndarray], rows: int) -> np.ndarray:
         return expected[entry.name]
     if isinstance(entry, str):
         field = expected[entry]
-        return field if field.ndim else np.broadcast_to(field, (rows,))
+        scalar = not field.ndim or entry in ARRAYS
+        return np.broadcast_to(field, (rows, *field.shape)) if scalar else field
     return np.stack([read(name, expected, rows) for name in entry], axis=1)
+
+
+def stretches_of(f: Column | Scalar, rows: int) -> tuple[int, int]:
+    """How many aligned stretches of memory a field takes, and the bytes of each."""
+    numbers = math.prod(f.shape)
+    count = 1 if f.interleaved or not f.per_row else numbers
+    used = np.dtype(f.dtype).itemsize * (rows if f.per_row else 1) * (numbers // count)
+    return count, -(-used // 128) * 128
 
 
 def column_offset(layout: Layout, name: str, rows: int) -> int:
@@ -202,13 +247,8 @@ def column_offset(layout: Layout, name: str, rows: int) -> int:
     for f in layout.fields:
         if f.name == name:
             return offset
-        size = -(-(rows if f.per_row else 1) * f.itemsize // 128) * 128
-        offset += size * f.components
+        offset += math.prod(stretches_of(f, rows))
     raise AssertionError(name)
-
-
-def first_name(entry: Any) -> str:
-    return entry.name if isinstance(entry, Value) else entry if isinstance(entry, str) else entry[0]
 
 
 def list_of(entry: Any) -> Any:
@@ -225,6 +265,7 @@ def wrapped(layout: Layout, rows: int) -> tuple[SoA, dict[str, np.ndarray]]:
 class Image:
     """A memory image written by the CMS experiment's C++ classes."""
 
+    file: str
     name: str
     layout: Layout
     rows: int
@@ -236,41 +277,114 @@ class Image:
 
     def memory(self) -> np.ndarray:
         """The image's bytes, on an address that every adapter takes."""
-        with np.load(HERE / "cms_soa.npz") as images:
-            image = images[f"{self.name}/{self.rows}"]
-        raw = np.empty(len(image) + 128, np.uint8)
-        memory = raw[-raw.__array_interface__["data"][0] % 128 :][: len(image)]
-        memory[:] = image
-        return memory
+        return image_of(self.file, f"{self.name}/{self.rows}")
 
     def expected(self, number: int) -> np.ndarray:
         """Field number `number`, by the formula that the C++ program filled it with."""
-        f = self.layout.fields[number]
-        dtype = np.dtype(f.dtype)
-        if not f.per_row:
-            numbers = np.asarray((number * 7 + 5) % 97)
-        else:
-            r, c = (*f.shape, 1, 1)[:2]
-            i, j, k = np.ogrid[: self.rows, :r, :c]
-            numbers = ((number * 7 + i * 3 + j * 5 + k * 11) % 97).reshape(self.rows, *f.shape)
-        return (numbers & 1 if f.dtype == "bool" else numbers).astype(dtype)
+        return written(self.layout, number, self.rows)
+
+
+def image_of(file: str, key: str) -> np.ndarray:
+    with np.load(HERE / f"{file}.npz") as images:
+        return places.aligned(images[key])
+
+
+def written(layout: Layout, number: int, rows: int, block: int = 0) -> np.ndarray:
+    """What the C++ programs filled a field with, in a leaf block of that number."""
+    f = layout.fields[number]
+    r, c = (*f.shape, 1, 1)[:2]
+    i, j, k = np.ogrid[: rows if f.per_row else 1, :r, :c]
+    first = 17 * block + 7 * number + (3 * i if f.per_row else 5)
+    numbers = ((first + j * 5 + k * 11) % 97).reshape(-1, *f.shape)
+    numbers = numbers if f.per_row else numbers[0]
+    return (numbers & 1 if f.dtype == "bool" else numbers).astype(np.dtype(f.dtype))
+
+
+def field_of(described: dict[str, Any]) -> Column | Scalar:
+    """A field as the images' JSON has it."""
+    kind, dtype = described["kind"], np.dtype(described["dtype"])
+    name, shape = described["name"], described.get("shape", ())
+    if kind.endswith("scalar"):
+        return Scalar(name, dtype, shape)
+    adjacent = kind == "array_column"
+    return Column(name, dtype, shape, described.get("order"), interleaved=adjacent)
+
+
+def described_in(file: str) -> list[dict[str, Any]]:
+    return json.loads((HERE / f"{file}.json").read_text())
+
+
+FILES = ("cms_soa", "cms_soa_arrays_blocks")
 
 
 def _images() -> list[Image]:
     images = []
-    for described in json.loads((HERE / "cms_soa.json").read_text()):
-        fields = [
-            Scalar(f["name"], f["dtype"])
-            if f["kind"] == "scalar"
-            else Column(f["name"], f["dtype"], tuple(f.get("shape", ())))
-            for f in described["fields"]
-        ]
-        layout = Layout(fields, alignment=described["alignment"])
-        images += [
-            Image(described["name"], layout, c["rows"], c["nbytes"], c["offsets"])
-            for c in described["cases"]
-        ]
+    for file in FILES:
+        for described in described_in(file):
+            if "blocks" in described:
+                continue
+            name, fields = described["name"], map(field_of, described["fields"])
+            layout = Layout(fields, alignment=described["alignment"])
+            images += [
+                Image(file, name, layout, c["rows"], c["nbytes"], c["offsets"])
+                for c in described["cases"]
+            ]
     return images
 
 
 IMAGES = _images()
+
+
+@dataclass(frozen=True)
+class BlocksImage:
+    """The same of a block class: `places` has, by the names that lead to it, each leaf's."""
+
+    name: str
+    blocks: Blocks
+    rows: dict[str, Any]
+    nbytes: int
+    places: dict[tuple[str, ...], dict[str, Any]]
+    key: str
+
+    def __str__(self) -> str:
+        return self.key.replace("/", "-")
+
+    def memory(self) -> np.ndarray:
+        """As an `Image` has it."""
+        return image_of(FILES[1], self.key)
+
+
+def _block_of(described: dict[str, Any], alignment: int) -> Layout | Blocks:
+    if described["kind"] == "layout":
+        return Layout(map(field_of, described["fields"]), alignment=alignment)
+    return Blocks({b["name"]: _block_of(b, alignment) for b in described["blocks"]})
+
+
+def _rows_of(places: dict[str, Any]) -> dict[str, Any]:
+    return {n: _rows_of(p["blocks"]) if "blocks" in p else p["rows"] for n, p in places.items()}
+
+
+def _leaves_of(places: dict[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    found: dict[tuple[str, ...], Any] = {}
+    for name, place in places.items():
+        leaf = {(*path, name): place}
+        found |= _leaves_of(place["blocks"], (*path, name)) if "blocks" in place else leaf
+    return found
+
+
+def _blocks_images() -> list[BlocksImage]:
+    images = []
+    for described in described_in(FILES[1]):
+        if "blocks" not in described:
+            continue
+        blocks = _block_of(described, described["alignment"])
+        assert isinstance(blocks, Blocks)
+        for case in described["cases"]:
+            places_ = case["blocks"]
+            key = f"{described['name']}/{'-'.join(map(str, case['rows']))}"
+            found = _rows_of(places_), case["nbytes"], _leaves_of(places_)
+            images.append(BlocksImage(described["name"], blocks, *found, key))
+    return images
+
+
+BLOCKS_IMAGES = _blocks_images()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from soaview import Layout, SoA
+from soaview import Blocks, Layout, SoA, SoABlocks
 
 
 class HostMemory:
@@ -19,7 +19,7 @@ class HostMemory:
     number = 0
 
     def wrap(self, layout: Layout, memory: np.ndarray, rows: int) -> SoA:
-        """An SoA with these bytes, over memory that nobody else holds."""
+        """An SoA, or blocks, with these bytes, over memory that nobody else holds."""
         return layout.wrap(memory, rows)
 
     def watched(
@@ -95,7 +95,9 @@ class PretendedMemory(TorchMemory):
         readonly = not memory.flags.writeable
         at = owner.data_ptr(), len(owner), readonly, 1, self.number
         there = self.memory(*at, source=owner, owner=owner)
-        buffer = self.buffer(there, layout.nbytes(rows), layout.sizes[-1])
+        if isinstance(layout, Blocks):
+            return SoABlocks(layout, rows, self.buffer(there, layout.nbytes(rows), 1))
+        buffer = self.buffer(there, layout.nbytes(rows), layout.itemsize)
         return SoA(layout, buffer, rows, 0, rows)
 
     watched = HostMemory.watched

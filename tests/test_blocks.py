@@ -271,6 +271,123 @@ def test_bad_blocks():
         BLOCKS.wrap(np.zeros(4096, np.uint8)[1:], ROWS)
 
 
+INNER = Blocks({"hits": HITS, "tracks": TRACKS})
+NESTED = Blocks({"head": TRACKS, "inner": INNER, "<tail>": HITS})
+NESTED_ROWS = {"head": 1, "inner": {"hits": 70, "tracks": 33}, "<tail>": 5}
+
+
+def test_blocks_in_blocks():
+    """They lie one after another, as if all layouts stood in one list; rows and SoAs have names."""
+    soas = NESTED.allocate(NESTED_ROWS)
+    inner = soas["inner"]
+    flat = [soas["head"], inner["hits"], inner["tracks"], soas["<tail>"]]
+    ends = np.cumsum([0] + [soa.layout.nbytes(soa.rows) for soa in flat])
+    assert NESTED.nbytes(NESTED_ROWS) == ends[-1] == soas.buffer.nbytes
+    assert [NESTED.offset(name, NESTED_ROWS) for name in NESTED] == [0, ends[1], ends[3]]
+    assert [soa.buffer.address - soas.buffer.address for soa in flat] == list(ends[:-1])
+    assert (NESTED.count, NESTED.depth, INNER.depth) == (4, 2, 1)
+    assert (len(NESTED), list(NESTED["inner"])) == (3, ["hits", "tracks"])
+    assert inner.layout is INNER
+    assert inner.rows == NESTED_ROWS["inner"]
+    assert inner.buffer.nbytes == ends[3] - ends[1]
+    inner["tracks"]["cov"][...] = 3
+    assert soas.buffer.root[ends[2] :][384:].view("f4").max() == 3
+    with pytest.raises(TypeError):
+        soas.rows["inner"]["hits"] = 71
+    assert repr(soas).startswith("SoABlocks(head: SoA(1 rows,")
+    assert "inner: SoABlocks(hits: SoA(70 rows" in repr(soas)
+    assert f"inner.hits: from byte {ends[1]} on, 70 rows" in soas.describe()
+
+
+def test_blocks_in_blocks_are_values():
+    """Equal, hashed, told as JSON, copied, pickled and replaced like any."""
+    assert Blocks.from_json(NESTED.to_json()) == NESTED
+    assert Blocks({**NESTED, "inner": Blocks(dict(INNER))}) == NESTED
+    assert hash(Blocks({**NESTED, "inner": Blocks(dict(INNER))})) == hash(NESTED)
+    assert Blocks({**NESTED, "inner": HITS}) != NESTED
+    assert pickle.loads(pickle.dumps(NESTED)) == NESTED
+    assert eval(repr(NESTED)) == NESTED
+    soas = NESTED.allocate(NESTED_ROWS)
+    soas["inner"]["hits"]["x"][...] = np.arange(210).reshape(70, 3)
+    wanted = soas["inner"]["hits"]["x"].copy()
+    own = [copy.deepcopy(soas), *(pickle.loads(pickle.dumps(soas, p)) for p in (2, 5))]
+    own.append(pickle.loads(pickle.dumps(soas["inner"])))
+    soas["inner"]["hits"]["x"][...] = 0
+    for found in own:
+        inner = found if found.layout == INNER else found["inner"]
+        np.testing.assert_array_equal(inner["hits"]["x"], wanted)
+        assert inner.rows == NESTED_ROWS["inner"]
+    other = INNER.allocate(NESTED_ROWS["inner"])
+    changed = soas.replace({"inner": other})
+    assert changed["inner"] is other
+    assert copy.deepcopy(changed).buffer.nbytes == NESTED.nbytes(NESTED_ROWS)
+    for given, error, match in (
+        (INNER.allocate({"hits": 1, "tracks": 33}), ValueError, "block 'inner' has"),
+        (TRACKS.allocate(33), TypeError, "'inner': expected SoABlocks, got SoA"),
+    ):
+        with pytest.raises(error, match=match):
+            soas.replace({"inner": given})
+    with pytest.raises(TypeError, match="'head': expected an SoA, got SoABlocks"):
+        soas.replace({"head": other})
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "match"),
+    [
+        (
+            {"head": 1, "inner": 3, "<tail>": 5},
+            TypeError,
+            "rows of block 'inner' must be a mapping",
+        ),
+        ({"head": {}, "inner": {}, "<tail>": 5}, TypeError, "'head' must be one integer, for it"),
+        ({"head": 1, "inner": {"hits": 3}, "<tail>": 5}, KeyError, "for block 'inner.tracks'"),
+        ({"head": 1, "inner": {"hit": 3}, "<tail>": 5}, KeyError, "did you mean 'hits'"),
+        ({"head": 1, "<tail>": 5}, KeyError, "no row count for block 'inner'"),
+    ],
+)
+def test_bad_rows_of_blocks_in_blocks(rows, error, match):
+    """Of a count that does not fit the message names the block, and those that it is in."""
+    for ask in (NESTED.nbytes, NESTED.allocate, NESTED.describe, NESTED.to_svg):
+        with pytest.raises(error, match=match):
+            ask(rows)
+
+
+def test_blocks_too_deep():
+    """There is an end to it, also in a description of them."""
+    blocks, text = HITS, HITS.to_json()
+    for _ in range(16):
+        blocks, text = Blocks({"b": blocks}), f'{{"blocks": {{"b": {text}}}}}'
+    assert Blocks.from_json(text) == blocks
+    with pytest.raises(ValueError, match="1 layouts in blocks 17 deep are too many"):
+        Blocks({"b": blocks})
+    for more in (1, 100):
+        deep = '{"blocks": {"b": ' * more + text + "}}" * more
+        with pytest.raises(ValueError, match="more than 16 blocks lie in each other"):
+            Blocks.from_json(deep)
+    with pytest.raises(ValueError, match="one alignment: 'a' has 64, 'b' has 128"):
+        Blocks({"a": Layout(HITS.fields, alignment=64), "b": blocks["b"]})
+
+
+def test_blocks_in_blocks_drawn():
+    """Each layout has its piece, and its tensors are asked for by a mapping of the same shape."""
+    svg = NESTED.to_svg(NESTED_ROWS, {"inner": {"tracks": Spec(c="cov")}, "head": Spec(p="pt")})
+    assert "inner.tracks: 33 rows" in svg
+    assert "&lt;tail&gt;" in svg
+    assert svg.count("strided view: ") == 2
+    for spec, error, match in (
+        ({"inner": Spec(c="cov")}, TypeError, "mapping from block to Spec, such as {'hits'"),
+        ({"inner": {"hit": Spec(c="cov")}}, KeyError, "did you mean 'hits'"),
+    ):
+        with pytest.raises(error, match=match):
+            NESTED.to_svg(NESTED_ROWS, spec)
+    for shown in (NESTED, NESTED.allocate(NESTED_ROWS)):
+        html = shown._repr_html_()
+        assert "4 blocks" in html
+        assert "<b>" not in html
+        assert "inner.hits: " in html
+    assert "first values" in html
+
+
 def test_json_is_read_again():
     """What `to_json` wrote gives the same blocks, in the same order; all else is refused."""
     text = BLOCKS.to_json()
@@ -298,6 +415,11 @@ ONE = '{"fields": [{"kind": "scalar", "name": "n", "dtype": "int8"}]'
         ('{"blocks": {"a": 3}}', TypeError, "block 'a': the layout must be a mapping, got 3"),
         ('{"blocks": {"a": {"fields": 3}}}', TypeError, "block 'a': the layout's fields must be a"),
         ('{"blocks": {"a": {"fields": []}}}', ValueError, "block 'a': a layout needs at least one"),
+        (
+            '{"blocks": {"a": {"blocks": {"b": 3}}}}',
+            TypeError,
+            "'a': block 'b': the layout must be",
+        ),
         ('{"blocks": {"a": {}, "a": {}}}', ValueError, "key 'a' stands twice"),
         (f'{{"blocks": {{"": {ONE}}}}}}}', ValueError, "a block's name must not be empty"),
         (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import operator
 
 import numpy as np
 import places
 import pytest
 from adapters import spec_of
 from cases import (
+    BLOCKS_IMAGES,
     CASES,
     IMAGES,
     SCATTERED,
@@ -20,6 +23,7 @@ from cases import (
     padded_rows,
     read,
     wrapped,
+    written,
 )
 
 from soaview import Column, Layout, Spec, Value, views
@@ -240,6 +244,10 @@ def test_golden_images(adapter, image):
         assert image.layout.offset(field.name, image.rows) == where["offset"]
         assert image.layout.pitch(field.name, image.rows) == where["component_bytes"]
         entries[field.name] = field.name if field.per_row else Value(field.name)
+    check_fields(adapter, soa, entries, image.expected)
+
+
+def check_fields(adapter, soa, entries, expected):
     for copy in adapter.copies[:2]:
         specs = {name: Spec({name: entry}) for name, entry in entries.items()}
         refused = [name for name in specs if divergence(adapter, soa, specs[name], copy)]
@@ -248,7 +256,29 @@ def test_golden_images(adapter, image):
         spec = Spec({name: entries[name] for name in entries if name not in refused})
         for name, tensor in zip(spec, adapter.tensors(soa, spec, copy=copy), strict=True):
             number = list(entries).index(name)
-            check(adapter, tensor, image.expected(number), image.layout[name].dtype)
+            check(adapter, tensor, expected(number), soa.layout[name].dtype)
+
+
+@pytest.mark.parametrize("image", BLOCKS_IMAGES, ids=str)
+def test_golden_images_of_blocks(adapter, image):
+    """Every field of every block, and of blocks in blocks, that the C++ classes wrote."""
+    memory = image.memory()
+    assert image.blocks.nbytes(image.rows) == image.nbytes == len(memory)
+    soas = places.under_test.wrap(image.blocks, memory, image.rows)
+    for block, (path, where) in enumerate(image.places.items()):
+        soa = functools.reduce(operator.getitem, path, soas)
+        first = where["offset"]
+        assert (soa.buffer.nbytes, soa.rows) == (where["nbytes"], where["rows"])
+        if where["nbytes"]:
+            assert soa.buffer.address == soas.buffer.address + first
+        entries = {}
+        for field in soa.layout.fields:
+            there = where["offsets"][field.name]
+            assert first + soa.layout.offset(field.name, soa.rows) == there["offset"]
+            assert soa.layout.pitch(field.name, soa.rows) == there["component_bytes"]
+            entries[field.name] = field.name if field.per_row else Value(field.name)
+        layout, rows = soa.layout, soa.rows
+        check_fields(adapter, soa, entries, lambda n: written(layout, n, rows, block))  # noqa: B023
 
 
 def test_order_and_reorder(adapter):
@@ -429,7 +459,7 @@ def test_write_of_aliases(adapter):
         (Spec(a="x", b=["y", "x"]), np.zeros((10, 2), "f4"), ValueError, "'x' would be .* twice"),
         (Spec(a="x", b=["y", "y"]), np.zeros((10, 2), "f4"), ValueError, "'y' would be .* twice"),
         (Spec(a="x"), np.zeros(10, "f4"), ValueError, "got 2 tensors, but the spec has 1"),
-        (Spec(a="x", b="w"), np.zeros(10, "f4"), KeyError, "no column 'w'"),
+        (Spec(a="x", b="ww"), np.zeros(10, "f4"), KeyError, "no column 'ww'"),
     ],
 )
 def test_bad_writes_write_nothing(adapter, spec, second, error, message):

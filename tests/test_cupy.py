@@ -66,7 +66,7 @@ def test_every_entry(cupy, case, rows):
                 shown(view).host(),
                 expected[case.entry][chosen]
                 if view.strides[0]
-                else [expected[case.entry]] * view.shape[0],
+                else np.broadcast_to(expected[case.entry], view.shape),
             )
 
 

@@ -112,3 +112,37 @@ def test_blocks_moved_by_jax():
         moved = soaview_jax.to(found, device)
         np.testing.assert_array_equal(moved["hits"]["t"], found["hits"]["t"])
         assert moved.layout == BLOCKS
+
+
+NESTED = Blocks({"first": LAYOUT, "inner": BLOCKS})
+NESTED_ROWS = {"first": 5, "inner": ROWS}
+
+
+def test_blocks_in_blocks():
+    """In torch one buffer; in JAX a pytree of pytrees, in and out of `jit`, exported and moved."""
+    soas = soaview_torch.empty(NESTED, NESTED_ROWS)
+    assert soas.buffer.nbytes == NESTED.nbytes(NESTED_ROWS)
+    soas.buffer.root[...] = 0
+    [t] = soaview_torch.tensors(soas["inner"]["hits"], Spec(t="t"))
+    t += 2
+    assert soaview_torch.to(soas, "cpu") is soas
+    mesh = jax.make_mesh((1,), ("rows",))
+
+    @jax.jit
+    def doubled(soas):
+        inner, spec = soas["inner"], Spec(t="t")
+        [t] = soaview_jax.arrays(inner["hits"], spec)
+        hits = soaview_jax.update(inner["hits"], spec, [2 * t])
+        return soas.replace({"inner": inner.replace({"hits": hits})})
+
+    with jax.enable_x64(True):
+        exported = jax.export.export(doubled)(soas)
+        again = jax.export.deserialize(exported.serialize()).call(soas)
+        moved = soaview_jax.to(soas, NamedSharding(mesh, PartitionSpec("rows")))
+        for made in (doubled(soas), again, doubled(moved)):
+            assert made.layout == NESTED
+            assert made.rows == NESTED_ROWS
+            assert (np.asarray(made["inner"]["hits"]["t"]) == 4).all()
+            assert (copy.deepcopy(made)["inner"]["hits"]["t"] == 4).all()
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(soas)]
+    assert "['inner']['hits']['t']" in paths

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from soaview import Layout
+from soaview import Blocks, Layout
 
 FIELD = "GENERATE_SOA_LAYOUT(L, SOA_COLUMN(A, x))"
 HOSTILE = {
@@ -76,6 +76,24 @@ def test_hostile_text(kind):
     with pytest.raises(ValueError, match=".") as raised:
         Layout.from_cpp(HOSTILE[kind](1_000_000))
     assert "\n" not in str(raised.value)
+
+
+def test_blocks_that_grow():
+    """Each block twice in the next: the text is short, and there would be 2**n layouts."""
+    text = "GENERATE_SOA_LAYOUT(L, SOA_COLUMN(int, x)) GENERATE_SOA_BLOCKS(B0, SOA_BLOCK(a, L))"
+    for i in range(40):
+        pieces = [f"SOA_BLOCK(a{j}, B{i})" for j in range(2 if i < 20 else 50)]
+        text += f"GENERATE_SOA_BLOCKS(B{i + 1}, {', '.join(pieces)})"
+    assert Blocks.from_cpp(text, name="B15").count == 2**15
+    for name in ("B16", "B40"):
+        with pytest.raises(ValueError, match="more than 16 deep|16 blocks in each other"):
+            Blocks.from_cpp(text, name=name)
+    wide = "GENERATE_SOA_LAYOUT(B0, SOA_COLUMN(int, x))"
+    for i in range(4):
+        pieces = [f"SOA_BLOCK(a{j}, B{i})" for j in range(50)]
+        wide += f"GENERATE_SOA_BLOCKS(B{i + 1}, {', '.join(pieces)})"
+    with pytest.raises(ValueError, match="125000 layouts in blocks 3 deep are too many"):
+        Blocks.from_cpp(wide, name="B4")
 
 
 def test_text_without_end():

@@ -213,9 +213,11 @@ def test_describe():
 names = st.text(min_size=1, max_size=8)
 dtypes = st.sampled_from(sorted(ITEMSIZE))
 shapes = st.lists(st.integers(1, 9), max_size=2).map(tuple)
+some = st.lists(st.integers(1, 9), min_size=1, max_size=2).map(tuple)
 fields = st.one_of(
     st.builds(Column, names, dtypes, shapes, st.sampled_from("FC")),
-    st.builds(Scalar, names, dtypes),
+    st.builds(Column, names, dtypes, some, interleaved=st.just(True)),
+    st.builds(Scalar, names, dtypes, shapes),
 )
 layouts = st.builds(
     Layout,
@@ -239,7 +241,7 @@ def test_fields_tile_the_buffer(layout, rows):
     for f in layout.fields:
         assert layout.offset(f.name, rows) == end
         assert end % layout.alignment == 0
-        end += layout.pitch(f.name, rows) * f.components
+        end += layout.pitch(f.name, rows) * f.subcolumns
     assert layout.nbytes(rows) == end
 
 
@@ -269,7 +271,10 @@ BAD_DICTS = [
     ({"fields": [{**GOOD, "kind": ["column"]}]}, ValueError, "kind must be"),
     ({"fields": [{"name": "x", "dtype": "float32"}]}, ValueError, "lacks kind"),
     ({"fields": [{"kind": "scalar", "dtype": "float32"}]}, ValueError, "lacks name"),
-    ({"fields": [{**GOOD, "kind": "scalar", "shape": []}]}, ValueError, "unknown key 'shape'"),
+    ({"fields": [{**GOOD, "kind": "scalar", "order": "C"}]}, ValueError, "unknown key 'order'"),
+    ({"fields": [{**GOOD, "kind": "scalar", "shape": [0]}]}, ValueError, "bad shape"),
+    ({"fields": [{**GOOD, "interleaved": True}]}, ValueError, "'x': one number a row has nothing"),
+    ({"fields": [{**GOOD, "shape": [3], "interleaved": 1}]}, TypeError, "must be True or False"),
     ({"fields": [{**GOOD, "dtype": "f4"}]}, ValueError, "unknown dtype 'f4'"),
     ({"fields": [{**GOOD, "dtype": 4}]}, ValueError, "unknown dtype 4"),
     ({"fields": [{**GOOD, "dtype": ["float32"]}]}, ValueError, "unknown dtype"),

@@ -247,8 +247,9 @@ def test_dtypes_with_a_shape():
         Column("v", np.dtype(("f4", (2, 2, 2))))
     with pytest.raises(ValueError, match="not in native byte order; declare float32"):
         Column("v", np.dtype((">f4", (3,))))
-    with pytest.raises(ValueError, match=r"field 'n': a scalar has no shape, its dtype has \(3,\)"):
-        Scalar("n", three)
+    assert Scalar("n", three) == Scalar("n", "f4", (3,))
+    with pytest.raises(ValueError, match=r"field 'n': the dtype has shape \(3,\), and the field"):
+        Scalar("n", three, (2,))
 
 
 class Name(str):

@@ -91,7 +91,10 @@ def test_every_entry(case):
             names = case.entry if isinstance(case.entry, (list, tuple)) else [case.entry]
             both = [np.asarray(expected[names[end]]) for end in (0, -1)]
             per_row = case.layout[names[0]].per_row
-            both = [values[rows] if per_row else np.full(len(soa), values) for values in both]
+            if not per_row:
+                both = [np.broadcast_to(values, (len(soa), *values.shape)) for values in both]
+                rows = slice(None)
+            both = [values[rows] for values in both]
             both = [values.reshape(len(soa), -1) for values in both]
             np.testing.assert_array_equal(out["o"][:, 0], both[0][:, 0])
             np.testing.assert_array_equal(out["o"][:, 1], both[1][:, -1])

@@ -250,10 +250,11 @@ def layouts_and_entries(draw):
         dtype = draw(st.sampled_from(DTYPES))
         shape = draw(st.sampled_from([(), (), (1,), (3,), (2, 2), (1, 3)]))
         order = draw(st.sampled_from("FC"))
+        adjacent = shape != () and draw(st.booleans())
         if draw(st.booleans()):
-            fields.append(Column(f"f{i}", dtype, shape, order=order))
+            fields.append(Column(f"f{i}", dtype, shape, order=order, interleaved=adjacent))
         else:
-            fields.append(Scalar(f"f{i}", dtype))
+            fields.append(Scalar(f"f{i}", dtype, shape))
     layout = Layout(fields, alignment=draw(st.sampled_from([16, 64, 128])))
     first = draw(st.sampled_from(fields))
     alike = [f.name for f in fields if (f.dtype, f.shape) == (first.dtype, first.shape)]
@@ -274,9 +275,11 @@ def test_views_touch_exactly_their_columns(layout_and_entry, rows, data):
         """Byte offsets of a field's elements, per row, counted by hand."""
         f = layout[name]
         start, pitch = layout.offset(name, rows), layout.pitch(name, rows)
-        places = np.arange(f.components).reshape(f.shape, order=f.order) * pitch
+        adjacent = not f.per_row or f.interleaved
+        step, width = (f.itemsize, f.itemsize * f.components) if adjacent else (pitch, f.itemsize)
+        places = np.arange(f.components).reshape(f.shape, order=f.order) * step
         lines = [
-            start + places + row * f.itemsize * f.per_row
+            start + places + row * width * f.per_row
             for row in range(soa.start, soa.start + soa.rows)
         ]
         return np.array(lines, np.int64).reshape(soa.rows, *f.shape)
@@ -289,7 +292,9 @@ def test_views_touch_exactly_their_columns(layout_and_entry, rows, data):
         fields = [layout[name] for name in names]
         starts = [layout.offset(name, 10_007) for name in names]
         steps = set(np.diff(starts).tolist())
-        mixed = len({(f.per_row, f.order if len(f.shape) == 2 else "F") for f in fields}) > 1
+        orders = (f.order if len(f.shape) == 2 else "F" for f in fields)
+        kinds = ((f.per_row, f.interleaved) for f in fields)
+        mixed = len(set(zip(kinds, orders, strict=True))) > 1
         assert mixed or len(steps) > 1 or min(steps) <= 0
         return
     index = np.indices(view.shape).reshape(len(view.shape), wanted.size)

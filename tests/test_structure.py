@@ -34,6 +34,8 @@ LADDER = [
     "_why",
     "_reduce",
     "_soa",
+    "_batches",
+    "_nested",
     "_blocks",
     "_views",
     "_write",
@@ -72,6 +74,7 @@ OPENED = {
     ("_layout", "_notebook", "_repr_html_"),
     ("_blocks", "_draw", "to_svg"),
     ("_blocks", "_notebook", "_repr_html_"),
+    ("_soa", "_batches", "batches"),
     ("_soa", "_notebook", "_repr_html_"),
     ("_soa", "_pack", "__setitem__"),
 }

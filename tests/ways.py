@@ -136,10 +136,9 @@ def works(draw):
         dtype = draw(st.sampled_from(NAMES))
         shape = draw(st.sampled_from([(), (), (2,), (2, 3)]))
         order = draw(st.sampled_from("CF"))
-        kind = draw(st.integers(0, 5))
-        fields.append(
-            Scalar(f"f{number}", dtype) if not kind else Column(f"f{number}", dtype, shape, order)
-        )
+        kind, adjacent = draw(st.integers(0, 5)), shape != () and draw(st.booleans())
+        column = Column(f"f{number}", dtype, shape, order, interleaved=adjacent)
+        fields.append(column if kind else Scalar(f"f{number}", dtype, shape))
     layout = Layout(fields, alignment=draw(st.sampled_from([16, 64, 128])))
 
     def entry(field, single):

@@ -343,10 +343,10 @@ def _check_written_once(outputs: list[Pair]) -> None:
         for name in (name for entry in spec.values() for name in columns_of(entry)):
             field = layout[name]
             first, rows = (soa.start, soa.rows) if field.per_row else (0, 1)
-            begin = start + layout.offset(name, soa.capacity) + first * field.itemsize
+            begin = start + layout.offset(name, soa.capacity) + first * field.width
             if rows:
-                pitch, length = layout.pitch(name, soa.capacity), rows * field.itemsize
-                for _ in range(field.components):
+                pitch, length = layout.pitch(name, soa.capacity), rows * field.width
+                for _ in range(field.subcolumns):
                     taken.append((begin, begin + length, number, name))
                     begin += pitch
     taken.sort()
