@@ -4,6 +4,7 @@ This is the core: it computes layouts and strides and knows NumPy only. `soaview
 `soaview_jax.arrays` hand its views to PyTorch and JAX.
 """
 
+from ._bind import bind
 from ._blocks import Blocks, SoABlocks
 from ._explain import explain
 from ._fields import Column, Scalar
@@ -22,6 +23,7 @@ __all__ = [
     "Spec",
     "Value",
     "View",
+    "bind",
     "explain",
     "views",
 ]

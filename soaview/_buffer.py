@@ -86,9 +86,22 @@ class Buffer(ABC):
         Only for consumers that never write (JAX's immutable arrays) and as the source of copies.
         """
 
+    @property
+    def size(self) -> str:
+        """In words."""
+        return f"{self.nbytes} bytes"
+
     def locate(self, at: Strided) -> tuple[Buffer, Strided]:
         """The piece of memory in which the elements lie, and where; a buffer in one piece is it."""
         return self, at
+
+    def piece(self, number: int) -> Buffer:
+        """An allocation of bound columns; of one buffer, itself."""
+        return self
+
+    def shares(self, array: NDArray[Any]) -> bool:
+        """Whether an array of the host may lie in this memory."""
+        return bool(self.on_host and np.may_share_memory(array, self.root))
 
     @abstractmethod
     def array(self, at: Strided) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._bound import BoundFields
 from ._dtypes import ITEMSIZE
 from ._resolve import Form, Pattern, resolved
 from ._spec import Spec
@@ -29,13 +30,15 @@ class Plan:
         numbers: the tensors' `Strided`s as plain tuples, from capacity, start and rows; of a plan
             with gathers none.
         gathers: the tensors that have no single strided view, with their places in the spec.
+        allocations: in which of a bound SoA's each tensor is.
     """
 
     numbers: Callable[[int, int, int], list[Numbers]]
     gathers: tuple[tuple[int, Pattern], ...]
+    allocations: tuple[int, ...]
 
 
-def plan_of(layout: Layout, spec: Spec, padded: bool, piecewise: bool) -> Plan:
+def plan_of(layout: Layout | BoundFields, spec: Spec, padded: bool, piecewise: bool) -> Plan:
     """The spec, compiled for the layout: once.
 
     Args:
@@ -54,7 +57,7 @@ def plan_of(layout: Layout, spec: Spec, padded: bool, piecewise: bool) -> Plan:
         patterns = [resolved(layout, name, entry, piecewise) for name, entry in spec.items()]
         gathers = tuple((i, p) for i, p in enumerate(patterns) if p.columns)
         # Beside gathers the others are planned on their own, where they are wanted.
-        plan = Plan(_none, gathers) if gathers else _compiled(layout, patterns, padded)
+        plan = Plan(_none, gathers, ()) if gathers else _compiled(layout, patterns, padded)
         layout.plans[key] = plan
     return plan
 
@@ -88,7 +91,7 @@ class Places(NamedTuple):
     tensors: list[Place]
 
 
-def places(layout: Layout, spec: Spec, suffix: str = "") -> Places | None:
+def places(layout: Layout | BoundFields, spec: Spec, suffix: str = "") -> Places | None:
     """Where a spec's tensors are, as text of which an adapter makes one function for an event loop.
 
     Every event has another row count, and a loop over forms, or many small functions, takes several
@@ -100,8 +103,8 @@ def places(layout: Layout, spec: Spec, suffix: str = "") -> Places | None:
         suffix: at the end of every variable, so that one function may hold several.
 
     Returns:
-        None where a tensor has no single strided view. Else text that is made of integers, `rows`,
-        `nbytes`, and variables of its own.
+        None where a tensor has no single strided view, and of bound columns. Else text that is made
+        of integers, `rows`, `nbytes`, and variables of its own.
 
     Raises:
         KeyError, ValueError: as `views`.
@@ -117,7 +120,7 @@ def places(layout: Layout, spec: Spec, suffix: str = "") -> Places | None:
     Place(dtype='float32', shape='(rows, 2,)', strides=('1', 'n0'), offset='0')
     """
     patterns = [resolved(layout, name, entry, False) for name, entry in spec.items()]
-    if any(pattern.columns for pattern in patterns):
+    if isinstance(layout, BoundFields) or any(pattern.columns for pattern in patterns):
         return None
     units = [f"u{size}{suffix}" for size in layout.sizes]
     rows, nbytes, numbers = f"rows{suffix}", f"nbytes{suffix}", dict[str, str]()
@@ -150,26 +153,28 @@ def places(layout: Layout, spec: Spec, suffix: str = "") -> Places | None:
     return Places(lines, whole, " and ".join(inside) or "True", tensors)
 
 
-def _compiled(layout: Layout, patterns: list[Pattern], padded: bool) -> Plan:
+def _compiled(layout: Layout | BoundFields, patterns: list[Pattern], padded: bool) -> Plan:
     # One expression instead of a loop over forms, for an event loop meets a new row count in
     # every call, and this is several times faster. Names reach it as `n0`, ...: it is made of
     # integers alone.
     units = [f"u{size}" for size in layout.sizes]
     names: dict[str, Any] = {}
+    alignment = 1 if isinstance(layout, BoundFields) else layout.alignment
     items = []
     for i, p in enumerate(patterns):
         names[f"n{i}"], names[f"d{i}"] = p.name, p.dtype
         size = ITEMSIZE[p.dtype]
         has_more = padded and not p.interleaved
-        rows = f"{layout.alignment // size} * u{size}" if has_more else "rows"
+        rows = f"{alignment // size} * u{size}" if has_more else "rows"
         items.append(f"    (n{i}, d{i}, {size}, {_source(p, rows, units)}),")
     lines = [
-        *(f"u{size} = -(-capacity * {size} // {layout.alignment})" for size in layout.sizes),
+        *(f"u{size} = -(-capacity * {size} // {alignment})" for size in layout.sizes),
         "return [",
         *items,
         "]",
     ]
-    return Plan(compiled("capacity, start, rows", lines, names), ())
+    run = compiled("capacity, start, rows", lines, names)
+    return Plan(run, (), tuple([p.allocation for p in patterns]))
 
 
 _made = count()

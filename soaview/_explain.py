@@ -161,7 +161,7 @@ def explain(soa: SoA, spec: Spec) -> Explanation:
 def _arrays(soa: SoA, spec: Spec) -> list[Any]:
     [tensor] = views_or_gathers(soa, spec)
     try:
-        array = (tensor.parts[0] if isinstance(tensor, Gather) else tensor).numpy()
+        array = soa[tensor.columns[0]] if isinstance(tensor, Gather) else tensor.numpy()
     except BufferError as error:  # NumPy has no other way to memory that it does not read
         raise TypeError(str(error)) from None
     if isinstance(tensor, Gather):

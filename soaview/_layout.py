@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import gcd
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Layout(Fields, Described):
     _by_name: dict[str, Column | Scalar]
     _hash: int
     plans: Plans  # what rooms above have compiled for this layout
+    apart: ClassVar[bool] = False  # whether each field is a run of its own
 
     def __init__(self, fields: Iterable[Column | Scalar], *, alignment: int = 128) -> None:
         fields = check_fields(fields)

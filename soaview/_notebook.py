@@ -9,6 +9,7 @@ from operator import getitem
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._blocks import Blocks, SoABlocks
+from ._bound import Allocations
 from ._describe import cut, extents
 from ._draw import MOST, cut_text, drawn_of, svg_of, svg_of_blocks
 from ._fields import Column, Scalar, shown
@@ -50,6 +51,11 @@ def html_of_layout(layout: Layout) -> str:
 
 def html_of_soa(soa: SoA) -> str:
     """`SoA._repr_html_`."""
+    if isinstance(soa.buffer, Allocations):  # of which no layout says where it lies
+        lines = soa.describe().splitlines()
+        more = [f"... {len(lines) - MOST} more fields"] if len(lines) > MOST + 2 else []
+        text = "\n".join([*lines[: MOST + 2], *more])
+        return f"<pre>{escape(text, quote=False)}</pre>"
     said = f"SoA: {soa.rows} rows"
     if soa.rows != soa.capacity:
         said += f" ({soa.start}:{soa.start + soa.rows} of {soa.capacity}, which are drawn)"

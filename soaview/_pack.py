@@ -60,7 +60,7 @@ def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:
 
 def assign(soa: SoA, entry: Entry, given: Any) -> None:
     """`soa[entry] = given`, by `pack`'s rules: nothing is written unless all of it fits."""
-    check_writable(soa)
+    check_writable(soa, [entry])
     layout = soa.layout
     if isinstance(entry, tuple):
         columns = [layout[name] for name in entry]
@@ -79,7 +79,7 @@ def assign(soa: SoA, entry: Entry, given: Any) -> None:
             raise ValueError(
                 wrong_shape(f"columns {list(entry)!r:.200}", value.shape, expected, per_row=True)
             )
-        if np.may_share_memory(value, soa.buffer.root):  # what is written first is read later
+        if soa.buffer.shares(value):  # what is written first is read later
             value = value.copy()
         for number, name in enumerate(entry):
             soa[name][...] = value[:, number]

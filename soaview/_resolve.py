@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ._bound import BoundFields
 from ._dtypes import ITEMSIZE
 from ._fields import listed
 from ._runs import run_numbers
@@ -40,6 +41,8 @@ class Pattern:
         offset: of the first element.
         columns: of a tensor without a single strided view; else empty.
         interleaved: whether it has no padded rows.
+        allocation: in which of a bound SoA's it is.
+        listed: whether its columns make an axis, the one after the rows.
     """
 
     name: str
@@ -50,9 +53,11 @@ class Pattern:
     offset: Form
     columns: tuple[str, ...]
     interleaved: bool = False
+    allocation: int = 0
+    listed: bool = True
 
 
-def pattern_of(layout: Layout, entry: Entry, piecewise: bool) -> Pattern:
+def pattern_of(layout: Layout | BoundFields, entry: Entry, piecewise: bool) -> Pattern:
     """One entry without a tensor's name, resolved once."""
     key = entry, piecewise
     found: Pattern | None = layout.plans.get(key)
@@ -63,9 +68,13 @@ def pattern_of(layout: Layout, entry: Entry, piecewise: bool) -> Pattern:
     return found
 
 
-def numbers_of(layout: Layout, pattern: Pattern, capacity: int, start: int, rows: int) -> Numbers:
+def numbers_of(
+    layout: Layout | BoundFields, pattern: Pattern, capacity: int, start: int, rows: int
+) -> Numbers:
     """One pattern's numbers, as a plan's function gives them, without compiling any."""
-    units = (1, *(-(-capacity * size // layout.alignment) for size in layout.sizes))
+    units: tuple[int, ...] = (1,)
+    if not isinstance(layout, BoundFields):
+        units = (1, *(-(-capacity * size // layout.alignment) for size in layout.sizes))
 
     def total(form: Form) -> int:
         return sum([n * unit for n, unit in zip(form, units, strict=True)])
@@ -78,14 +87,13 @@ def numbers_of(layout: Layout, pattern: Pattern, capacity: int, start: int, rows
     return pattern.name, pattern.dtype, ITEMSIZE[pattern.dtype], shape, strides, offset
 
 
-def resolved(layout: Layout, name: str, entry: Entry, piecewise: bool) -> Pattern:
+def resolved(layout: Layout | BoundFields, name: str, entry: Entry, piecewise: bool) -> Pattern:
+    """One entry of a tensor, or of an array that has no name."""
+    if isinstance(layout, BoundFields):
+        return _resolved_bound(layout, name, entry)
     if isinstance(entry, Value):
         column = _field(layout, name, entry.name)
-        if column.per_row:
-            raise ValueError(
-                f"{_at(name)}Value takes a Scalar, but {entry.name!r} is a Column; "
-                f"write {entry.name!r}"
-            )
+        _check_scalar(name, column)
         strides = _inner(layout, column)
         return Pattern(name, column.dtype, None, column.shape, strides, _start(layout, column), ())
     columns = [_field(layout, name, c) for c in ((entry,) if isinstance(entry, str) else entry)]
@@ -105,11 +113,43 @@ def resolved(layout: Layout, name: str, entry: Entry, piecewise: bool) -> Patter
     return Pattern(name, first.dtype, row, shape, (distance, *strides), start, (), adjacent)
 
 
-def _field(layout: Layout, tensor: str, name: str) -> Column | Scalar:
+def _resolved_bound(layout: BoundFields, name: str, entry: Entry) -> Pattern:
+    """The same of columns that lie anywhere: within one allocation, at one positive distance."""
+    names, listed = columns_of(entry), isinstance(entry, tuple)
+    columns = [_field(layout, name, column) for column in names]
+    first, homes = columns[0], [layout.home(column) for column in names]
+    for other in columns[1:]:
+        _check_alike(name, first, other)
+    if isinstance(entry, Value):
+        _check_scalar(name, first)
+    home, size = homes[0], first.itemsize
+    row = None if isinstance(entry, Value) else home.strides[0] // size if first.per_row else 0
+    inner = home.strides[first.per_row :]
+    steps = {there.offset - here.offset for here, there in pairwise(homes)} or {size}
+    same = len({(h.allocation, h.strides) for h in homes}) == len(steps) == 1
+    step = min(steps)
+    shape = (len(columns), *first.shape) if listed else first.shape
+    number = home.allocation
+    if not (all(h.aligned for h in homes) and same and step > 0 and step % size == 0):
+        return Pattern(name, first.dtype, row, shape, (), (), names, True, number, listed)
+    strides = [(n // size,) for n in ((step, *inner) if listed else inner)]
+    offset = (home.offset // size,)
+    return Pattern(name, first.dtype, row, shape, tuple(strides), offset, (), True, number, listed)
+
+
+def _field(layout: Layout | BoundFields, tensor: str, name: str) -> Column | Scalar:
     try:
         return layout[name]
     except KeyError as error:
         raise KeyError(f"{_at(tensor)}{error.args[0]}") from None
+
+
+def _check_scalar(tensor: str, field: Column | Scalar) -> None:
+    if field.per_row:
+        raise ValueError(
+            f"{_at(tensor)}Value takes a Scalar, but {field.name!r} is a Column; "
+            f"write {field.name!r}"
+        )
 
 
 def _at(tensor: str) -> str:

@@ -85,7 +85,7 @@ def _grouped(layout: Layout) -> list[_Group]:
     if known is not None:
         return known
     found = []
-    for (_, _, alone), members in groupby(layout.fields, _kind):
+    for (_, _, alone), members in groupby(layout.fields, lambda f: _kind(f, layout.apart)):
         fields = tuple(members)
         names, components = tuple(f.name for f in fields), sum(f.components for f in fields)
         found.append(_Group(fields, names, components, bool(alone)))
@@ -93,9 +93,9 @@ def _grouped(layout: Layout) -> list[_Group]:
     return found
 
 
-def _kind(field: Column | Scalar) -> tuple[str, bool, str]:
+def _kind(field: Column | Scalar, apart: bool) -> tuple[str, bool, str]:
     """What neighbours have in common; the last is the name of a field that stands alone."""
-    alone = field.interleaved and field.shape != ()
+    alone = apart or (field.interleaved and field.shape != ())
     return field.dtype, field.per_row, field.name * alone
 
 

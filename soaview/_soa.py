@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final, overload
 
 import numpy as np
 
-from ._buffer import Buffer, array_arguments, guarded
+from ._bound import unaligned
+from ._buffer import Buffer, HostBuffer, array_arguments, guarded
 from ._dtypes import exact_int
 from ._fields import listed, shown
 from ._reduce import copy_rows, rebuild_soa, reduce_soa
@@ -132,14 +133,16 @@ class SoA(_Unfrozen):
         entry = key if type(key) is str else _entry_of(key)
         known = self.adapter_cache.get(("numpy", entry))
         if known is None:
-            at = self._at(entry)
-            if not self.buffer.on_host:
-                return self.buffer.array(at)
-            memory = guarded(self.buffer.root, at)
-            known = keep(self, ("numpy", entry), array_arguments(memory, at))
+            known = unaligned(self.layout, self.buffer, self.start, self.rows, entry)
+            if known is None:
+                buffer, at = self._at(entry)
+                if not buffer.on_host or type(buffer) is not HostBuffer:
+                    return buffer.array(at)
+                known = array_arguments(guarded(buffer.root, at), at)
+            keep(self, ("numpy", entry), known)
         return np.ndarray(*known)
 
-    def _at(self, entry: Entry) -> Strided:
+    def _at(self, entry: Entry) -> tuple[Buffer, Strided]:
         """Where an entry's elements are: inside the buffer."""
         pattern = pattern_of(self.layout, entry, self.buffer.piecewise)
         if pattern.columns:
@@ -149,8 +152,9 @@ class SoA(_Unfrozen):
                 f"soa[name], and copy them into one, np.stack(arrays, axis=1)"
             )
         found = numbers_of(self.layout, pattern, self.capacity, self.start, self.rows)
-        check_bounds([found], self.buffer.nbytes)
-        return Strided(*found)
+        buffer = self.buffer.piece(pattern.allocation)
+        check_bounds([found], buffer.nbytes)
+        return buffer, Strided(*found)
 
     def _slice(self, key: slice) -> SoA:
         if key.step not in (None, 1):
@@ -161,6 +165,8 @@ class SoA(_Unfrozen):
         first, last, _ = key.indices(self.rows)
         count = max(last - first, 0)
         start = self.start + first
+        if not count and self.buffer.piecewise:
+            start = 0  # for where the last record ends no field of another one lies
         return SoA(self.layout, self.buffer, self.capacity, start, count)
 
     def counted(self, name: str) -> SoA:
@@ -188,7 +194,11 @@ class SoA(_Unfrozen):
                 f"rows {self.start}:{self.start + self.rows} are a slice of {self.capacity}, whose "
                 f"count is not theirs; take soa.counted({name!r:.80}) of the whole SoA"
             )
-        count = self.buffer.value(self._at(Value(name)))
+        if self.buffer.on_host:
+            count = self[Value(name)].item()
+        else:
+            buffer, at = self._at(Value(name))
+            count = buffer.value(at)
         if not 0 <= count <= self.rows:
             raise ValueError(
                 f"scalar {name!r:.80} says {count} rows, and there is room for {self.rows}; was it "
@@ -286,13 +296,13 @@ class SoA(_Unfrozen):
 
     def __deepcopy__(self, memo: object) -> SoA:
         """Memory of its own with the same values; a slice's copy has its rows alone."""
-        return self._own()
+        return self.pack()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """As layout, rows and the memory's bytes, which protocol 5 may send out of band."""
         whole = self.rows == self.capacity and not self.buffer.piecewise
-        memory = (self if whole else self._own()).buffer.root
-        return reduce_soa(SoA, self.layout, self.rows, memory, protocol)
+        sent = self if whole else self.pack()
+        return reduce_soa(SoA, sent.layout, sent.rows, sent.buffer.root, protocol)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         if hasattr(self, "layout"):
@@ -301,7 +311,17 @@ class SoA(_Unfrozen):
         for name in _Unfrozen.__slots__[1:]:
             object.__setattr__(self, name, getattr(found, name))
 
-    def _own(self) -> SoA:
+    def pack(self) -> SoA:
+        """The same rows in one buffer of their own: a copy.
+
+        Raises:
+            BufferError: memory that NumPy does not read.
+
+        >>> from soaview import Column, Layout
+        >>> soa = Layout([Column("pt", "float32")]).allocate(10)
+        >>> soa[3:].pack()
+        SoA(7 rows, 128 bytes on cpu: pt float32)
+        """
         soa = self.layout.allocate(self.rows)
         if self.buffer.piecewise:
             for field in self.layout.fields:
@@ -328,7 +348,7 @@ class SoA(_Unfrozen):
                 for f in self.layout.fields
             ]
         )
-        return f"SoA({rows}, {self.buffer.nbytes} bytes on {self.device}{readonly}: {fields})"
+        return f"SoA({rows}, {self.buffer.size} on {self.device}{readonly}: {fields})"
 
 
 def bound(layout: Layout, buffer: Buffer, capacity: int, start: int, rows: int) -> SoA:

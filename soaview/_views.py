@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._blocks import SoABlocks
+from ._bound import BoundFields
 from ._buffer import Buffer
 from ._compile import Plan, plan_of
 from ._dtypes import ITEMSIZE, numpy_dtype
@@ -126,6 +127,18 @@ class View:
         """Where the memory is."""
         return self.buffer.device
 
+    def shares(self, other: View) -> bool:
+        """Whether the two have bytes in common; on a device, whether their stretches have."""
+        if self.buffer.on_host and other.buffer.on_host:
+            return bool(np.shares_memory(self.numpy(), other.numpy()))
+        spans = []
+        for view in (self, other):
+            steps = zip(view.shape, view.strides, strict=True)
+            last = sum((n - 1) * s for n, s in steps) + 1 if view.size else 0
+            spans.append((view.address, view.address + last * view.itemsize))
+        (first, end), (other_first, other_end) = spans
+        return first < other_end and other_first < end
+
     def numpy(self) -> NDArray[Any]:
         """The NumPy view. It is read-only where the memory is, and where rows share one value."""
         return self.buffer.array(self.strided)
@@ -154,24 +167,58 @@ class View:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gather:
-    """A tensor that no single strided view covers: one view per column, to be stacked on axis 1."""
+    """A tensor that no single strided view covers: one view per column, to be stacked on axis 1.
+
+    Attributes:
+        name: the tensor's name in the spec.
+        dtype_name: such as `"float32"`.
+        columns: the fields, in order.
+        soa: that they are of.
+        padded: whether they are taken with the padded rows.
+        listed: whether they make an axis; one column that is not aligned need not.
+    """
 
     name: str
     dtype_name: str
     columns: tuple[str, ...]
     soa: SoA
     padded: bool
+    listed: bool
 
     @property
     def parts(self) -> list[View]:
-        """The columns' views, made each time that they are asked for: a refusal needs none."""
+        """The columns' views, made each time that they are asked for: a refusal needs none.
+
+        Raises:
+            BufferError: columns that are not aligned have none.
+        """
         return self._views(len(self.columns))
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the columns have views: elements on multiples of their size."""
+        layout: Any = self.soa.layout
+        bound = isinstance(layout, BoundFields)
+        return not bound or all(layout.home(name).aligned for name in self.columns)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the tensor that the parts make."""
-        rows, *element = self._views(1)[0].shape
-        return (rows, len(self.columns), *element)
+        if self.aligned:
+            rows, *element = self._views(1)[0].shape
+            return (rows, len(self.columns), *element)
+        return self.numpy().shape
+
+    def numpy(self) -> NDArray[Any]:
+        """A copy of the values, of memory of the host.
+
+        Raises:
+            BufferError: memory that is not the host's.
+        """
+        if self.aligned:
+            return np.stack([part.numpy() for part in self.parts], axis=1)
+        columns = [self.soa[name] for name in self.columns]
+        return np.stack(columns, axis=1) if self.listed else columns[0].copy()
 
     def _views(self, count: int) -> list[View]:
         names = enumerate(self.columns[:count])
@@ -205,7 +252,9 @@ def views(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View]:
     >>> views(soa, Spec(features=["pt", "eta"]))
     [View('features', float32, shape=(33, 2), strides=(1, 64), offset=0, device='cpu')]
     """
-    return [View(*numbers, soa.buffer) for numbers in resolve(soa, spec, padded=padded)]
+    plan = _plan(soa, spec, padded)
+    _check_strided(soa, plan)
+    return _views_of(soa, plan)
 
 
 def resolve(soa: SoA, spec: Spec, *, padded: bool = False) -> list[Numbers]:
@@ -215,27 +264,38 @@ def resolve(soa: SoA, spec: Spec, *, padded: bool = False) -> list[Numbers]:
     and offset in elements.
     """
     plan = _plan(soa, spec, padded)
-    if plan.gathers:
-        tensor = plan.gathers[0][1]
-        raise BufferError(f"tensor {tensor.name!r}: {_why(soa, tensor.columns)}")
+    _check_strided(soa, plan)
     found = plan.numbers(soa.capacity, soa.start, soa.rows)
     check_bounds(found, soa.buffer.nbytes)
     return found
+
+
+def _check_strided(soa: SoA, plan: Plan) -> None:
+    if plan.gathers:
+        tensor = plan.gathers[0][1]
+        raise BufferError(f"tensor {tensor.name!r}: {_why(soa, tensor.columns)}")
+
+
+def _views_of(soa: SoA, plan: Plan) -> list[View]:
+    found = plan.numbers(soa.capacity, soa.start, soa.rows)
+    piece = soa.buffer.piece  # each passes the gate
+    both = zip(found, plan.allocations, strict=True)
+    return [View(*numbers, piece(number)) for numbers, number in both]
 
 
 def views_or_gathers(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View | Gather]:
     """As `views`, but a tensor that no single view covers comes as its columns: to be gathered."""
     plan = _plan(soa, spec, padded)
     if not plan.gathers:
-        found = plan.numbers(soa.capacity, soa.start, soa.rows)
-        return [View(*numbers, soa.buffer) for numbers in found]  # each passes the gate
+        return [*_views_of(soa, plan)]
     names = {tensor.name for _, tensor in plan.gathers}
     strided = views(soa, spec.subset(*(n for n in spec if n not in names)), padded=padded)
     both: list[View | Gather] = [*strided]
     for position, tensor in plan.gathers:
         columns = tensor.columns
         longer = padded and not tensor.interleaved
-        both.insert(position, Gather(tensor.name, tensor.dtype, columns, soa, longer))
+        gather = Gather(tensor.name, tensor.dtype, columns, soa, longer, tensor.listed)
+        both.insert(position, gather)
     return both
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ._bound import BoundFields, why_not_bound
 from ._resolve import common_distance, in_pieces, same_strides
 from ._spec import repeated
 
@@ -14,16 +15,27 @@ if TYPE_CHECKING:
 _SHOWN = 30
 
 
-def why_copied(layout: Layout, names: tuple[str, ...], capacity: int, piecewise: bool) -> str:
+def why_copied(
+    layout: Layout | BoundFields, names: tuple[str, ...], capacity: int, piecewise: bool
+) -> str:
     """Why a tensor's columns cannot be viewed without a copy, and the ways out."""
+    if isinstance(layout, BoundFields):
+        return (
+            f"{why_not_bound(layout, names)}; let copy=None of an adapter gather them, or take "
+            f"them from soa.pack()"
+        )
     why = why_not(layout, names, capacity, piecewise)
     if piecewise and in_pieces(layout, names):
         return f"{why}; let copy=None of an adapter gather them"
     return f"{why}; {_way_out(layout, names)}"
 
 
-def why_not(layout: Layout, names: tuple[str, ...], capacity: int, piecewise: bool) -> str:
+def why_not(
+    layout: Layout | BoundFields, names: tuple[str, ...], capacity: int, piecewise: bool
+) -> str:
     """Why no single strided view covers these columns."""
+    if isinstance(layout, BoundFields):
+        return why_not_bound(layout, names)
     if piecewise and in_pieces(layout, names):
         return "its columns are in memory apart, for each run of equal fields has its own"
     columns = [layout[name] for name in names]

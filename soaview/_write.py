@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Any
 
+import numpy as np
+
+from ._bound import Allocations, BoundFields
 from ._layout import Layout
 from ._soa import SoA
-from ._spec import Spec, Value, columns_of
+from ._spec import Entry, Spec, Value, columns_of
 from ._views import Gather, View, views_or_gathers
 
 
-def check_writable(soa: SoA) -> None:
-    """Raise where the memory is read-only."""
+def check_writable(soa: SoA, entries: Iterable[Entry]) -> None:
+    """Raise where a spec's entries are in read-only memory, or bound columns of it overlap."""
+    if isinstance(soa.buffer, Allocations):
+        _check_bound(soa, [name for entry in entries for name in columns_of(entry)])
+        return
     if soa.readonly and soa.buffer.piecewise:
         raise BufferError(
             "JAX made this SoA: its columns are XLA's, read-only, and cannot be written to; "
@@ -24,6 +31,60 @@ def check_writable(soa: SoA) -> None:
             "the SoA's memory is read-only and cannot be written to; wrap memory that can: "
             'a file with numpy.memmap(mode="r+"), or a copy in layout.allocate(rows).buffer.root'
         )
+
+
+def _check_bound(soa: SoA, names: list[str]) -> None:
+    """Raise unless each of these bound columns can be written, and none is part of another."""
+    layout: Any = soa.layout
+    assert isinstance(layout, BoundFields)
+    taken: list[tuple[int, int, int, str]] = []
+    for name in names:
+        home, field = layout.home(name), layout[name]
+        if soa.buffer.piece(home.allocation).readonly:
+            raise BufferError(
+                f"column {name!r:.80} is read-only, and cannot be written to; bind an array that "
+                f"can, say readonly=False where its owner's memory can be, or write into soa.pack()"
+            )
+        shape = (soa.rows, *field.shape) if field.per_row else field.shape
+        if 0 not in shape:
+            last = sum((n - 1) * s for n, s in zip(shape, home.strides, strict=True))
+            first = home.offset + (soa.start * home.strides[0] if field.per_row else 0)
+            taken.append((home.allocation, first, first + last + field.itemsize, name))
+    taken.sort()
+    for (one, _, end, name), (other, first, _, second) in combinations(taken, 2):
+        if one == other and first < end and _share(soa, name, second):
+            raise ValueError(
+                f"columns {name!r:.80} and {second!r:.80} share bytes, and would be written twice"
+            )
+
+
+def _share(soa: SoA, one: str, other: str) -> bool:
+    """Whether two bound columns have a byte in common."""
+    layout: Any = soa.layout
+    fields = [(layout[name], layout.home(name)) for name in (one, other)]
+    if not soa.buffer.on_host:
+        return True
+    keys = [f.name if f.per_row else Value(f.name) for f, _ in fields]
+    return bool(np.shares_memory(soa[keys[0]], soa[keys[1]]))
+
+
+def check_bound_once(outputs: list[tuple[SoA, Spec]]) -> None:
+    """The same of bound columns: exactly on the host, elsewhere by where they begin and end."""
+    if not any(isinstance(soa.buffer, Allocations) for soa, _ in outputs):
+        return
+    found = [(number, part) for number, pair in enumerate(outputs) for part in _parts_of(*pair)]
+    for (one, part), (other, second) in combinations(found, 2):
+        if one != other and part.shares(second):
+            raise ValueError(
+                f"outputs: the same memory would be written twice, by pairs {one}: {part.name!r} "
+                f"and {other}: {second.name!r}; name every column once"
+            )
+
+
+def _parts_of(soa: SoA, spec: Spec) -> list[View]:
+    """The views of all columns of a spec."""
+    found = views_or_gathers(soa, spec)
+    return [p for view in found for p in (view.parts if isinstance(view, Gather) else [view])]
 
 
 def tensor_labels(spec: Spec, given: Sequence[Any]) -> list[str]:

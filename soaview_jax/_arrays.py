@@ -11,11 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soaview import SoA, Spec, View
-from soaview.adapter import Gather, check_copy, host_array, is_dense, keep, views_or_gathers
+from soaview.adapter import (
+    Allocations,
+    Gather,
+    check_copy,
+    host_array,
+    is_dense,
+    keep,
+    views_or_gathers,
+)
 
 from ._extract import extract
 from ._leaves import Leaves
-from ._pytree import from_leaves, imported, leaves
+from ._pytree import imported, in_leaves, leaves
 from ._settings import NARROW, alignment_on, host_device, op_by_op, x64
 
 
@@ -80,7 +88,7 @@ def arrays(
         if known is not None and known.padded is padded:
             return list(starmap(_alias, known.sources))
     if padded is True and op_by_op() and is_slice_of_memory(soa):
-        soa = from_leaves(soa.layout, soa.rows, leaves(soa))  # as `jit` has it: of its rows alone
+        soa = in_leaves(soa)  # as `jit` has it: of its rows alone
     found = views_or_gathers(soa, spec, padded=padded)
     if not x64_on:
         for view in found:
@@ -148,7 +156,8 @@ def batch(soa: SoA, spec: Spec, start: jax.Array) -> list[jax.Array]:
 
 def is_slice_of_memory(soa: SoA) -> bool:
     """Whether its columns lie apart, in memory that others laid out."""
-    return type(soa) is SoA and soa.rows != soa.capacity and not isinstance(soa.buffer, Leaves)
+    there = isinstance(soa.buffer, (Leaves, Allocations))
+    return type(soa) is SoA and soa.rows != soa.capacity and not there
 
 
 def check_width(view: View | Gather) -> None:
@@ -197,6 +206,11 @@ def _padding(soa: SoA, view: View) -> str:
         return (
             "a scalar broadcast to the rows has no dense form, the only one that XLA imports; "
             "write Value(name) in the spec and let the model broadcast it, or let copy=None copy it"
+        )
+    if isinstance(soa.buffer, Allocations):
+        return (
+            f"its elements are not next to each other (strides {view.strides}, in elements), and "
+            f"XLA imports only dense memory; let copy=None copy it, or take it from soa.pack()"
         )
     if soa.rows != soa.capacity:
         return (
@@ -279,9 +293,7 @@ def _copies(soa: SoA, spec: Spec, padded: bool, found: Sequence[View | Gather]) 
         made = [extract(view) for view in views_or_gathers(soa, some, padded=padded)]
         return [array.block_until_ready() for array in made]  # what XLA puts out is never an alias
     hosts = [
-        np.stack([part.numpy() for part in view.parts], axis=1)
-        if isinstance(view, Gather)
-        else np.array(view.numpy(), order="C")
+        view.numpy() if isinstance(view, Gather) else np.array(view.numpy(), order="C")
         for view in found
     ]
     copies: list[jax.Array] = jax.device_put(hosts, host_device())

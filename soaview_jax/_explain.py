@@ -9,6 +9,7 @@ import jax
 from soaview import SoA, Spec
 from soaview.adapter import (
     ITEMSIZE,
+    Allocations,
     Run,
     Verdict,
     announce,
@@ -21,6 +22,7 @@ from soaview.adapter import (
 
 from ._arrays import arrays, check_width, is_slice_of_memory, located, obstacle
 from ._leaves import Leaves, name_of
+from ._pytree import leaves
 from ._settings import NARROW, alignment_on, host_device, op_by_op, x64
 
 INSIDE = "JAX inside jit"
@@ -86,12 +88,32 @@ def _inside(soa: SoA, spec: Spec, name: str) -> Verdict:
             return Verdict(name, INSIDE, "refused", 0, str(error))
     if isinstance(soa.buffer, Leaves) or 0 in tensor.shape:
         return Verdict(name, INSIDE, "view", 0, "")
+    if isinstance(soa.buffer, Allocations):
+        return _inside_bound(soa, spec, name)
     numbers = sorted({run_numbers(soa.layout)[column] for column in columns_of(spec[name])})
     needed = [(number, runs(soa.layout, soa.capacity)[number]) for number in numbers]
     copied = [(why, _bytes_in(soa, number)) for number, run in needed if (why := _why(soa, run))]
     if not copied:
         return Verdict(name, INSIDE, "view", 0, "")
     return Verdict(name, INSIDE, "copy", sum(nbytes for _, nbytes in copied), copied[0][0])
+
+
+def _inside_bound(soa: SoA, spec: Spec, name: str) -> Verdict:
+    """Of bound columns, whether each goes in as it is."""
+    nbytes, why = 0, ""
+    by_name = dict(zip(soa, leaves(soa), strict=True))
+    for column in columns_of(spec[name]):
+        array = by_name[column]
+        past = array.ctypes.data % 64
+        dense = array.flags.c_contiguous
+        if past or not dense:
+            nbytes += array.nbytes
+            where = f"starts {past} bytes past a multiple of 64" if dense else "is strided"
+            why = why or (
+                f"column {column!r} {where}, and XLA takes no such memory as it is: JAX copies it "
+                f"on the way in, in every call"
+            )
+    return Verdict(name, INSIDE, "copy" if nbytes else "view", nbytes, why)
 
 
 def _why(soa: SoA, run: Run) -> str:

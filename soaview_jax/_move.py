@@ -8,7 +8,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from soaview import SoA, SoABlocks
-from soaview.adapter import check_soa, runs
+from soaview.adapter import Allocations, check_soa, runs
 
 from ._extract import shards
 from ._pytree import from_leaves, leaves
@@ -48,6 +48,8 @@ def to(soa: Movable, device: jax.Device | NamedSharding) -> Movable:
 
 def _to(soa: SoA, device: jax.Device | NamedSharding) -> SoA:
     check_soa(soa)
+    if isinstance(soa.buffer, Allocations):
+        soa = soa.pack()
     if isinstance(device, jax.Device):
         # Memory of another framework's on a device is copied, for it may be donated here.
         foreign = not (soa.buffer.on_host or soa.buffer.piecewise)

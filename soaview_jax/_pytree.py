@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey
 
-from soaview import Blocks, Layout, SoA, SoABlocks, View
-from soaview.adapter import ITEMSIZE, Buffer, keep, numpy_dtype, runs
+from soaview import Blocks, Layout, SoA, SoABlocks, Value, View
+from soaview.adapter import ITEMSIZE, Allocations, Buffer, apart, keep, numpy_dtype, runs
 
 from ._leaves import Leaves, bits_of, name_of
 from ._settings import NARROW, alignment_on, x64
@@ -27,10 +27,14 @@ def leaves(soa: SoA) -> tuple[Any, ...]:
     64-bit runs go as pairs of 32 bits where JAX has those types switched off. A slice, whose
     columns lie apart, goes as a copy of its rows.
     """
+    _check_leaves(soa)
+    return _flatten(soa)[0]
+
+
+def _check_leaves(soa: SoA) -> None:
     if isinstance(soa.buffer, Leaves):
         for number in range(len(soa.buffer.leaves)):
             soa.buffer.leaf(number)
-    return _flatten(soa)[0]
 
 
 Aux = tuple[Layout, int]
@@ -45,6 +49,8 @@ def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     known: _Known | None = soa.adapter_cache.get("jax.tree")
     if known is not None and (known[0] is None or known[0] is x64()):
         return known[1]
+    if isinstance(soa.buffer, Allocations):
+        return _flatten_bound(soa)
     aux = (soa.layout, soa.rows)
     if soa.rows != soa.capacity:
         return _own_rows(soa), aux
@@ -67,6 +73,36 @@ def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
         if memory is None:  # what is imported from a device may be donated
             return tuple(found), aux
     return keep(soa, "jax.tree", (mode, (tuple(found), aux)))[1]
+
+
+def _flatten_bound(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
+    """Of bound columns a leaf for each, its rows where they lie."""
+    if not soa.buffer.on_host:
+        raise BufferError(
+            f"bound columns on {soa.device} are no argument of jit; pass what arrays(soa, spec) "
+            f"gives, or an SoA in one buffer"
+        )
+    layout: Any = soa.layout
+    mode, found, copied = None, [], False
+    for field in layout.fields:
+        column = soa[field.name if field.per_row else Value(field.name)]
+        leaf = column.reshape(soa.rows if field.per_row else 1, field.components)
+        if field.dtype in NARROW:
+            mode = x64()
+            if not mode:
+                leaf = np.ascontiguousarray(leaf).view(np.uint32)
+        copied = copied or not np.may_share_memory(leaf, column)
+        found.append(leaf)
+    made = tuple(found), (apart(layout), soa.rows)
+    # What was copied does not see what is written later.
+    return made if copied else keep(soa, "jax.tree", (mode, made))[1]
+
+
+def in_leaves(soa: SoA) -> SoA:
+    """The SoA as JAX has it: of leaves, those of the memory itself."""
+    _check_leaves(soa)
+    found, aux = _flatten(soa)
+    return from_leaves(*aux, found)
 
 
 def _run_of_a_device(
@@ -185,6 +221,8 @@ def _blocks_unflatten(aux: BlocksAux, children: Iterable[Any]) -> SoABlocks:
 
 
 def _to_bytes(aux: Aux) -> bytes:
+    if aux[0].apart:
+        raise TypeError("functions of bound columns are not exported; export them for soa.pack()")
     return json.dumps({"layout": aux[0].to_dict(), "rows": aux[1]}).encode()
 
 

@@ -87,7 +87,7 @@ def padded(pairs: Sequence[Pair], capacity: int, *, extreme: bool = False) -> li
                 continue
             rows, *element = view.shape
             array = np.zeros((*element, capacity), numpy_dtype(view.dtype_name))
-            if isinstance(view, View):
+            if isinstance(view, View) or not view.aligned:
                 array[..., :rows] = np.moveaxis(view.numpy(), 0, -1)
             else:
                 for column, part in zip(array, view.parts, strict=True):

@@ -12,7 +12,7 @@ from soaview.adapter import check_given, columns_of, run_numbers, tensor_labels,
 from ._arrays import check_width
 from ._extract import insert
 from ._leaves import Leaves, is_array
-from ._pytree import from_leaves, leaves
+from ._pytree import in_leaves
 from ._settings import x64
 from ._write import check_array
 
@@ -58,7 +58,7 @@ def update(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> SoA:
         raise TypeError(f"arrays must be a list in spec order, got {type(arrays).__name__}")
     views_or_gathers(soa, spec)  # raises on what is no SoA, or no spec of it
     if not isinstance(soa.buffer, Leaves):
-        soa = from_leaves(soa.layout, soa.rows, leaves(soa))
+        soa = in_leaves(soa)
     old = soa.buffer
     assert isinstance(old, Leaves)
     found = views_or_gathers(soa, spec)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from soaview import SoA, Spec
 from soaview.adapter import (
+    Allocations,
     Buffer,
     Described,
     Matches,
@@ -56,8 +57,8 @@ def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:
     store(matched(soa, spec, targets_of(soa, spec), arrays))
 
 
-Part = tuple[Strided, NDArray[Any] | None]
-"""Where an array, or a column of it, is written; on the host as NumPy has it, too."""
+Part = tuple[Any, Strided, NDArray[Any] | None]
+"""The buffer and where in it an array, or a column of it, is written; on the host NumPy's view."""
 
 
 def targets_of(soa: SoA, spec: Spec) -> list[Target[Part]]:
@@ -74,7 +75,7 @@ def targets_of(soa: SoA, spec: Spec) -> list[Target[Part]]:
     targets: list[Target[Part]] = []
     on_host = soa.buffer.on_host
     for view, views in found:
-        parts: list[Part] = [(v.strided, v.numpy() if on_host else None) for v in views]
+        parts: list[Part] = [(v.buffer, v.strided, v.numpy() if on_host else None) for v in views]
         kind = numpy_dtype(view.dtype_name), soa.device
         targets.append(Target(view.shape, *kind, parts, soa.buffer))
     return keep(soa, ("jax.write", spec.key), targets)
@@ -131,10 +132,10 @@ def store(found: Matches[Part]) -> None:
     if all(buffer.on_host for buffer in written):
         values = [np.asarray(array) for _, array in found]
         for number, value in enumerate(values):
-            if any(np.may_share_memory(value, buffer.root) for buffer in written):
+            if any(buffer.shares(value) for buffer in written):
                 values[number] = value.copy()
         for (target, _), value in zip(found, values, strict=True):
-            for (_, memory), piece in parts_of(target, value):
+            for (_, _, memory), piece in parts_of(target, value):
                 assert memory is not None
                 memory[...] = piece
         return
@@ -145,9 +146,9 @@ def store(found: Matches[Part]) -> None:
         ]
         arrays = [array.block_until_ready() for array in arrays]
         writes = [
-            target.memory.filling(at, piece)
+            memory.filling(at, piece)
             for (target, _), array in zip(found, arrays, strict=True)
-            for (at, _), piece in parts_of(target, array)
+            for (memory, at, _), piece in parts_of(target, array)
         ]
         # JAX may use the arrays' memory again as soon as nobody holds them, and who reads it here
         # does so on a stream of its own.
@@ -156,6 +157,8 @@ def store(found: Matches[Part]) -> None:
 
 
 def _overlaps(array: jax.Array, buffer: Buffer) -> bool:
+    if isinstance(buffer, Allocations):
+        return any(_overlaps(array, piece) for piece in buffer.pieces)
     if len(array.devices()) > 1:
         raise ValueError(
             f"an array is spread over {len(array.devices())} devices; gather it with "

@@ -28,7 +28,7 @@ from soaview.adapter import (
 )
 
 from ._event import CHANGED, at_once, of_soas
-from ._memory import DTYPE, Import, is_plain
+from ._memory import DTYPE, Import, Imports, is_plain, memory_of
 from ._tensors import Maker, copies, maker_of, tensors
 from ._write import matched, store, targets_of
 
@@ -119,7 +119,7 @@ def _run(
     """One call of the model; its results, if they fit."""
     targets = [targets_of(soa, spec) for soa, spec in outputs]
     given: list[torch.Tensor] = []
-    memories: list[Import] = []
+    memories: list[Import | Imports] = []
     for soa, spec in inputs:
         found_there, memory = _given(soa, spec, copy)
         given += found_there
@@ -130,8 +130,8 @@ def _run(
         if cast is not None:
             given = [t.to(cast) if t.is_floating_point() else t for t in given]
         made = model(*given)
-    for soa, _ in outputs:
-        check_writable(soa)
+    for soa, spec in outputs:
+        check_writable(soa, spec.values())
     if [memory.version for memory in memories] != versions:
         raise RuntimeError(CHANGED)
     found: Matches[torch.Tensor] = []
@@ -149,7 +149,9 @@ def _cast(value: Any, target: Target[torch.Tensor]) -> Any:
     return value.to(target.dtype) if floating and target.dtype.is_floating_point else value
 
 
-def _given(soa: SoA, spec: Spec, copy: bool | None) -> tuple[list[torch.Tensor], Import | None]:
+def _given(
+    soa: SoA, spec: Spec, copy: bool | None
+) -> tuple[list[torch.Tensor], Import | Imports | None]:
     """A pair's tensors, and the memory that counts the writes into them, if it is the SoA's.
 
     It is imported for models alone: other writers, in other threads, are not counted.
@@ -164,7 +166,7 @@ def _given(soa: SoA, spec: Spec, copy: bool | None) -> tuple[list[torch.Tensor],
             if copy is False:
                 raise
             some = copies(soa, spec, None, False, _KEY)
-            return some, None if soa.readonly else soa.buffer.imports[_KEY]
+            return some, None if soa.readonly else memory_of(soa, _KEY)
     _, memory, calls = known
     if memory.wait is not None:
         memory.wait()

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from soaview.adapter import ITEMSIZE, Buffer, Strided
+from soaview import SoA
+from soaview.adapter import ITEMSIZE, Allocations, Buffer, Strided
 
 DTYPE = {name: getattr(torch, name) for name in ITEMSIZE}
 """torch's dtypes."""
@@ -70,7 +71,11 @@ class Import(dict[str, torch.Tensor]):
 
     def __missing__(self, dtype: str) -> torch.Tensor:
         # Of several threads' the first: a graph is looked for in that one.
-        return self.setdefault(dtype, self.base.view(DTYPE[dtype]))
+        whole = self.base
+        rest = whole.numel() * whole.element_size() % ITEMSIZE[dtype]
+        if rest:  # of memory that a layout has not rounded up
+            whole = whole[:-rest]
+        return self.setdefault(dtype, whole.view(DTYPE[dtype]))
 
     def as_imported(self) -> bool:
         """Whether it may be used: as it was, with no graph written into it, and not read-only.
@@ -115,6 +120,39 @@ class Import(dict[str, torch.Tensor]):
         """The tensor over these elements."""
         flat = self[at.dtype]
         return torch.as_strided(flat, at.shape, at.strides, flat.storage_offset() + at.offset)
+
+
+class Imports:
+    """The memory of several allocations, as one is asked.
+
+    Attributes:
+        parts: of each, the import.
+        wait: lets torch's current stream wait for all producers; None where nothing has to be.
+    """
+
+    __slots__ = ("parts", "wait")
+
+    def __init__(self, parts: list[Import]) -> None:
+        self.parts = parts
+        waits = [part.wait for part in parts if part.wait is not None]
+        self.wait = (lambda: [wait() for wait in waits]) if waits else None
+
+    def as_imported(self) -> bool:
+        """Whether all may be used as they are."""
+        return all(part.as_imported() for part in self.parts)
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Torch's counts of the writes."""
+        return tuple([part.version for part in self.parts])
+
+
+def memory_of(soa: SoA, key: str) -> Import | Imports:
+    """What counts the writes into an SoA's memory, which has been imported under the key."""
+    if not soa.buffer.piecewise:
+        return soa.buffer.imports[key]  # type: ignore[no-any-return]
+    pieces = soa.buffer.pieces if isinstance(soa.buffer, Allocations) else ()
+    return Imports([piece.imports[key] for piece in pieces if key in piece.imports])
 
 
 def import_of(buffer: Buffer, key: str = "torch") -> Import:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import starmap
 from typing import Any
 
+import numpy as np
 import torch
 
-from soaview import SoA, Spec, View
+from soaview import SoA, Spec, View, views
 from soaview.adapter import (
+    Allocations,
     Gather,
     check_copy,
     keep,
@@ -17,7 +19,7 @@ from soaview.adapter import (
 )
 
 from ._event import tensors_function
-from ._memory import Import, import_of, to_read
+from ._memory import DTYPE, Import, Imports, import_of, to_read
 
 
 def tensors(
@@ -85,7 +87,7 @@ def _of_new_memory(soa: SoA, spec: Spec) -> list[torch.Tensor] | None:
     return found
 
 
-Maker = tuple[bool, Import, list[tuple[Any, ...]]]
+Maker = tuple[bool, Import | Imports, list[tuple[Any, ...]]]
 """What makes an SoA's tensors again and again.
 
 Whether they have the padded rows, the memory, and the arguments of `torch.as_strided` for each.
@@ -101,9 +103,11 @@ def maker_of(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> Maker:
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
             return maker_of(soa, spec, padded, key)
+    if isinstance(soa, SoA) and soa.buffer.piecewise:
+        return _maker_of_pieces(soa, spec, padded, key)
     found = resolve(soa, spec, padded=padded)
     buffer = soa.buffer
-    if buffer.readonly and not buffer.piecewise:
+    if buffer.readonly:
         raise BufferError(
             "the SoA's memory is read-only, and torch has no read-only tensors: a write would "
             "change it, or crash. Ways out: copy=None copies it; a file can be mapped as private "
@@ -119,6 +123,24 @@ def maker_of(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> Maker:
     return keep(soa, (key, spec.key, padded), (padded, memory, calls))
 
 
+def _maker_of_pieces(soa: SoA, spec: Spec, padded: bool, key: str) -> Maker:
+    """The same of memory in several allocations, each of which is imported once."""
+    memories: dict[int, Import] = {}
+    calls: list[tuple[Any, ...]] = []
+    for view in views(soa, spec, padded=padded):
+        buffer, at = view.buffer.locate(view.strided)
+        if buffer.readonly:
+            raise BufferError(
+                f"tensor {view.name!r}: its memory is read-only, and torch has no read-only "
+                f"tensors; copy=None copies it, and readonly=False of bind is your word that it "
+                f"may be written, where its owner's memory can be"
+            )
+        memory = memories.setdefault(id(buffer), import_of(buffer, key))
+        flat = memory[at.dtype]
+        calls.append((flat, at.shape, at.strides, flat.storage_offset() + at.offset))
+    return keep(soa, (key, spec.key, padded), (padded, Imports([*memories.values()]), calls))
+
+
 def copies(
     soa: SoA, spec: Spec, copy: bool | None, padded: bool, key: str = "torch"
 ) -> list[torch.Tensor]:
@@ -128,7 +150,7 @@ def copies(
     """
     check_copy(copy)
     found = views_or_gathers(soa, spec, padded=padded)
-    all_of_them = copy is True or soa.readonly
+    bound = type(soa.buffer) is Allocations
 
     def alias_of(view: View) -> torch.Tensor:
         buffer, at = view.buffer.locate(view.strided)
@@ -139,12 +161,22 @@ def copies(
 
     def tensor(view: View | Gather) -> torch.Tensor:
         if isinstance(view, Gather):
+            if not view.aligned:
+                return _of_unaligned(view)
             return torch.stack([alias_of(part) for part in view.parts], dim=1)
         alias = alias_of(view)
-        return _row_major(alias) if all_of_them else alias
+        readonly = view.buffer.readonly if bound else soa.readonly
+        return _row_major(alias) if copy is True or readonly else alias
 
     with torch.inference_mode(False):
         return [tensor(view) for view in found]
+
+
+def _of_unaligned(gather: Gather) -> torch.Tensor:
+    """Values that no tensor may read where they lie, by NumPy."""
+    values = gather.numpy()
+    bits = values.view(np.int16) if gather.dtype_name == "bfloat16" else values
+    return torch.from_numpy(bits).view(DTYPE[gather.dtype_name])
 
 
 def _row_major(alias: torch.Tensor) -> torch.Tensor:

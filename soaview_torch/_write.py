@@ -55,17 +55,18 @@ def targets_of(soa: SoA, spec: Spec) -> list[Target[torch.Tensor]]:
         known: list[Target[torch.Tensor]] | None = soa.adapter_cache.get(("torch.write", spec.key))
     except (AttributeError, TypeError):  # no SoA, or no spec of it: what follows says so
         known = None
-    if known and known[0].memory.as_imported():  # all are of one memory
+    if known and all(memory.as_imported() for memory in known[0].memory):
         return known
     if torch.is_inference_mode_enabled():  # what is imported there has no version
         with torch.inference_mode(False):
             return targets_of(soa, spec)
     found = writable_views(soa, spec)
-    memory, targets = import_of(soa.buffer), []
+    memories = {id(part.buffer): import_of(part.buffer) for _, parts in found for part in parts}
+    all_of_them, targets = [*memories.values()], []
     for view, parts in found:
-        aliases = [memory.alias(part.strided) for part in parts]
-        kind = DTYPE[view.dtype_name], memory.base.device
-        targets.append(Target(view.shape, *kind, aliases, memory))
+        aliases = [memories[id(part.buffer)].alias(part.strided) for part in parts]
+        kind = DTYPE[view.dtype_name], all_of_them[0].base.device
+        targets.append(Target(view.shape, *kind, aliases, all_of_them))
     return keep(soa, ("torch.write", spec.key), targets)
 
 
@@ -82,7 +83,8 @@ def matched(
 @torch.inference_mode()
 def store(found: Matches[torch.Tensor]) -> None:
     """Write tensors that fit, without the graphs and tangents that they bring."""
-    memories: list[Import] = [*{id(target.memory): target.memory for target, _ in found}.values()]
+    there = {id(memory): memory for target, _ in found for memory in target.memory}
+    memories: list[Import] = [*there.values()]
     if any(memory.moved for memory in memories):
         raise RuntimeError(
             "the SoA's memory was moved away meanwhile, by share_memory_ of one of its tensors: "

@@ -21,10 +21,11 @@ DOCUMENT = HERE.parent / "docs" / "adapters.md"
 EXAMPLE = HERE.parent / "examples" / "strict_adapter.py"
 
 NAMES = [
-    "EVENT_NAMES", "INT64_MAX", "ITEMSIZE", "MOST_OUTPUTS", "BatchSize", "Buffer", "Described",
+    "EVENT_NAMES", "INT64_MAX", "ITEMSIZE", "MOST_OUTPUTS", "Allocations", "BatchSize", "Buffer",
+    "Described",
     "DeviceBuffer", "Explain", "Gather", "HostBuffer", "Matches", "Memories", "Numbers", "Pair",
     "Pairs", "Place", "Places", "Run", "Side", "Sides", "Strided", "Target", "Verdict", "Work",
-    "announce",
+    "announce", "apart",
     "array_lines", "as_tuple", "check_among_rows", "check_copy", "check_dtype", "check_given",
     "check_integers", "check_model", "check_offsets", "check_one_given", "check_sides",
     "check_soa", "check_storage", "check_writable", "columns_of", "compiled", "copy_rows",

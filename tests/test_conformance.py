@@ -77,7 +77,10 @@ def check(adapter, tensor, expected, dtype):
 def check_strides(adapter, tensor, expected):
     got = adapter.strides(tensor)
     assert len(got) == len(expected)
-    assert 0 in tensor.shape or all(a is None or a == b for a, b in zip(got, expected, strict=True))
+    if 0 not in tensor.shape:
+        for step, wanted, length in zip(got, expected, tensor.shape, strict=True):
+            # Nobody takes a step along an axis of length 1, and NumPy's imports may change it.
+            assert step is None or step == wanted or length == 1
 
 
 @case_by_case

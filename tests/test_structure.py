@@ -28,6 +28,7 @@ LADDER = [
     "_device",
     "_json",
     "_layout",
+    "_bound",
     "_runs",
     "_resolve",
     "_compile",
@@ -48,6 +49,8 @@ LADDER = [
     "_cpp_names",
     "_cpp",
     "_explain",
+    "_columns",
+    "_bind",
     "",  # the package itself
     "_sizeof",
     "adapter._ragged",

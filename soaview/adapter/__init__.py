@@ -21,6 +21,8 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | dtypes | `ITEMSIZE`, `INT64_MAX`, `numpy_dtype`, `is_dense` |
 """
 
+from .._bind import apart
+from .._bound import Allocations
 from .._buffer import Buffer, HostBuffer, host_array
 from .._compile import Place, Places, as_tuple, compiled, places
 from .._device import DeviceBuffer
@@ -67,6 +69,7 @@ __all__ = [
     "INT64_MAX",
     "ITEMSIZE",
     "MOST_OUTPUTS",
+    "Allocations",
     "BatchSize",
     "Buffer",
     "Described",
@@ -89,6 +92,7 @@ __all__ = [
     "Verdict",
     "Work",
     "announce",
+    "apart",
     "array_lines",
     "as_tuple",
     "check_among_rows",

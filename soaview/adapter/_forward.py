@@ -7,12 +7,13 @@ from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 from .._blocks import SoABlocks
+from .._bound import Allocations
 from .._dtypes import exact_int
 from .._fields import Column
 from .._soa import SoA
 from .._spec import Spec, Value, columns_of, repeated
 from .._views import spec_hint, views_or_gathers
-from .._write import check_columns, check_writable
+from .._write import check_bound_once, check_columns, check_writable
 
 Pair = tuple[SoA, Spec]
 """An SoA, and which of its columns make tensors."""
@@ -193,11 +194,12 @@ def work(ins: list[Pair], outs: list[Pair], batch_size: object, progress: bool) 
             )
     if len(outs) > 1:
         _check_written_once(outs)
+        check_bound_once(outs)
     if not any(soa.rows for soa, _ in outs):  # or else an empty event would hide a mistake
         for soa, spec in (*ins, *outs):
             views_or_gathers(soa, spec)
         for soa, spec in outs:
-            check_writable(soa)
+            check_writable(soa, spec.values())
             check_columns(soa.layout, spec)
     split = [] if batch_size is None else _split(ins, outs, batch_size)
     if not any(split):
@@ -338,7 +340,9 @@ def _check_written_once(outputs: list[Pair]) -> None:
     """Across pairs, by where their columns' memory is; within one, the adapter checks."""
     taken: list[tuple[int, int, int, str]] = []
     for number, (soa, spec) in enumerate(outputs):
-        check_writable(soa)
+        check_writable(soa, spec.values())
+        if isinstance(soa.buffer, Allocations):
+            continue
         start, layout = soa.buffer.address, soa.layout
         for name in (name for entry in spec.values() for name in columns_of(entry)):
             field = layout[name]

@@ -56,8 +56,11 @@ def writable_views(soa: SoA, spec: Spec) -> list[tuple[View | Gather, list[View]
     ((3, 2), [(3,), (3,)])
     """
     found = views_or_gathers(soa, spec)
-    check_writable(soa)
+    check_writable(soa, spec.values())
     check_columns(soa.layout, spec)
+    for view in found:
+        if isinstance(view, Gather) and not view.aligned:
+            raise BufferError(f"tensor {view.name!r}: {view.why()}, soa[name][...] = values")
     return [(view, view.parts if isinstance(view, Gather) else [view]) for view in found]
 
 

@@ -1,0 +1,277 @@
+"""Columns where they lie: arrays apart from each other, or rows of records, as one SoA."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ._bound import Allocations, BoundFields, Home
+from ._buffer import Buffer, HostBuffer
+from ._columns import Bound, column_of, named
+from ._dtypes import ITEMSIZE, check_rows
+from ._fields import Column, Scalar, check_fields
+from ._frameworks import check_storage
+from ._host import ArrayInterface, address_of
+from ._layout import Layout
+from ._soa import SoA
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def bind(
+    data: Any,
+    *,
+    rows: int | None = None,
+    device: str | None = None,
+    owner: object = None,
+    readonly: bool | None = None,
+) -> SoA:
+    """An SoA of columns where they lie: nothing is copied, and no layout is asked of them.
+
+    The columns may be in allocations of their own or in one, with any positive strides: arrays, the
+    fields of records, columns of a frame. What works on an SoA works on this one: names, slices,
+    batches, specs and the tensors that they give, `write`, `forward`, `jit`. Columns make one
+    strided tensor where they lie in one allocation, with one dtype, equal strides, and one positive
+    distance; that is a fact of the memory at hand. Else `copy=None` of an adapter gathers them.
+    `soa.pack()` gives the same rows in one buffer.
+
+    Args:
+        data: a mapping from name to column, or what has named columns: a structured array, of NumPy
+            or `ctypes`, one `ctypes` structure of arrays or pointers, an SoA, a frame of pandas or
+            polars, an Arrow table or record batch. A column is an array `(N,)`, `(N, d)` or
+            `(N, r, c)`, of NumPy or of what has the DLPack or an array interface, all on one device
+            (where it is not the host, they are contiguous); one of no axes, or a number, is a
+            scalar. `(address, dtype)` or `(address, dtype, shape)` is a pointer to contiguous rows,
+            of elements of that shape.
+        rows: how many; needed where pointers or scalars alone do not say it.
+        device: where pointers lead, such as `"cuda:0"`; the host by default.
+        owner: what owns the memory that pointers lead to, kept as long as the SoA and its views.
+        readonly: `True` forbids writes. `False` is your word that columns may be written, where
+            their owner's memory can be, though an array or a frame says that they may not.
+
+    Raises:
+        TypeError, ValueError: what is no such data; unequal lengths; another byte order, objects,
+            nulls, negative strides, rows that overlap. Each names the column, and a way out.
+        BufferError: memory that cannot be had without a copy.
+
+    >>> import numpy as np
+    >>> records = np.zeros(3, [("pt", "f4"), ("eta", "f4"), ("n", "i8")])
+    >>> soa = bind(records)
+    >>> soa["pt"][:] = [1, 2, 3]
+    >>> records["pt"], soa[["pt", "eta"]].strides
+    (array([1., 2., 3.], dtype=float32), (16, 4))
+    """
+    if not (readonly is None or readonly is True or readonly is False):
+        raise TypeError(f"readonly must be None, True or False, got {readonly!r:.60}")
+    given = dict(named(data))
+    if not given:
+        raise ValueError("there are no columns to bind")
+    if isinstance(data, ctypes.Structure) and owner is None:
+        owner = data
+    count = None if rows is None else check_rows(rows)
+    for name in given:
+        if not isinstance(name, str):
+            raise TypeError(f"a column's name must be a string, got {name!r:.60}")
+    found = [column_of(name, value, count, device, owner) for name, value in given.items()]
+    first = next((c for c in found if c.rows is not None), None)
+    if count is None:
+        if first is None:
+            raise ValueError("single values alone say nothing about rows; pass rows=")
+        count = first.rows
+    for column in found:
+        if column.rows is not None and column.rows != count:
+            of = f"rows={rows}" if rows is not None or first is None else f"{first.name!r:.80}"
+            raise ValueError(
+                f"column {column.name!r:.80} has {column.rows} rows, and {of} "
+                f"{'was given' if rows is not None else f'has {count}'}; columns need as many"
+            )
+    assert count is not None
+    return _soa(found, count, readonly)
+
+
+# In which allocations
+
+
+class _Extent(NamedTuple):
+    """Memory that an owner vouches for: its first byte, its end, and its bytes."""
+
+    first: int
+    end: int
+    memory: NDArray[np.uint8]
+
+
+def _extent(array: NDArray[Any]) -> _Extent:
+    """The whole allocation in which an array lies, as far as anybody vouches for it.
+
+    Raises:
+        BufferError: the array reaches out of it.
+    """
+    base: Any = array
+    while True:
+        below = base.base
+        if not isinstance(below, np.ndarray):
+            below = getattr(below, "base", None)  # what `as_strided` puts between
+            if not isinstance(below, np.ndarray):
+                break
+        base = below
+    owner = base.base
+    if isinstance(owner, memoryview) and isinstance(owner.obj, np.ndarray):
+        found = _extent(owner.obj)
+    else:
+        found = _vouched(base, owner, array)
+    first = address_of(array)
+    end = first + sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
+    end += array.itemsize
+    if array.size and not (found.first <= first and end <= found.end):
+        raise BufferError(
+            f"an array reaches from byte {first - found.first} to {end - found.first} of its "
+            f"owner's {found.end - found.first}"
+        )
+    return found
+
+
+def _vouched(base: NDArray[Any], owner: Any, array: NDArray[Any]) -> _Extent:
+    writable = base.flags.writeable
+    if owner is None:
+        first, nbytes = address_of(base), base.nbytes
+    elif hasattr(owner, "untyped_storage"):
+        check_storage(owner)
+        storage = owner.untyped_storage()
+        first, nbytes = storage.data_ptr(), storage.nbytes()
+    else:
+        exporter: Any = owner.obj if isinstance(owner, memoryview) else owner
+        try:
+            whole = np.frombuffer(exporter, np.uint8)
+        except (TypeError, ValueError, BufferError):  # no buffer, such as DLPack's capsule
+            spans = zip(array.shape, array.strides, strict=True)
+            first = address_of(array)
+            nbytes = (sum((n - 1) * s for n, s in spans) + array.itemsize) if array.size else 0
+            writable = array.flags.writeable
+        else:
+            return _Extent(address_of(whole), address_of(whole) + whole.size, whole)
+    memory = np.asarray(ArrayInterface(first, nbytes, not writable, base))
+    return _Extent(first, first + nbytes, memory)
+
+
+def _soa(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
+    pieces: list[Buffer] = []
+    homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
+    arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
+    for group in _groups(arrays):
+        starts = [address_of(arrays[i]) for i, _ in group if arrays[i].size]
+        first = min(extent.first for _, extent in group)
+        end = max(extent.end for _, extent in group)
+        up = -first % 16  # so that offsets are multiples of item sizes where addresses are
+        if starts and first + up <= min(starts):
+            first += up
+        writable = all(arrays[i].flags.writeable for i, _ in group)
+        if readonly is not None:
+            writable = not readonly
+        writable = writable and all(extent.memory.flags.writeable for _, extent in group)
+        held = tuple(extent.memory for _, extent in group)
+        root = np.asarray(ArrayInterface(first, max(end - first, 0), not writable, held))
+        for i, _ in group:
+            homes[i] = len(pieces), max(address_of(arrays[i]) - first, 0) if arrays[i].size else 0
+        pieces.append(HostBuffer(root, root.size, 1))
+    known: dict[int, int] = {}
+    for i, column in enumerate(columns):
+        if isinstance(column.memory, Buffer):
+            number = known.setdefault(id(column.memory), len(pieces))
+            if number == len(pieces):
+                pieces.append(column.memory)
+            homes[i] = number, column.offset
+    devices = {piece.device: i for i, piece in enumerate(pieces)}
+    if len(devices) > 1:
+        raise ValueError(
+            f"the columns are on {len(devices)} devices ({', '.join(devices)}), and an SoA is on "
+            f"one; move some of them first"
+        )
+    places = []
+    for i, column in enumerate(columns):
+        number, offset = homes[i]
+        size = ITEMSIZE[column.dtype]
+        strides = column.strides
+        whole = 0 in (rows, *column.shape)
+        aligned = whole or not (
+            offset % size or any(s % size for s in strides) or pieces[number].address % size
+        )
+        places.append(Home(number, 0 if whole else offset, strides, aligned))
+    fields = _fields_at(tuple(column.field for column in columns), tuple(places))
+    return SoA(fields, Allocations(pieces, tuple(pieces)), rows, 0, rows)  # type: ignore[arg-type]
+
+
+def _fields_at(fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...]) -> BoundFields:
+    """The fields there; with what was compiled for them, where an earlier event had the same."""
+    key = fields, homes
+    found: BoundFields | None = _KNOWN.get(key)
+    if found is None:
+        found = BoundFields(check_fields(fields), homes)
+        if len(_KNOWN) >= _MOST:
+            _KNOWN.clear()
+        _KNOWN[key] = found
+    return found
+
+
+_MOST = 256
+_KNOWN: dict[tuple[tuple[Column | Scalar, ...], tuple[Home, ...]], BoundFields] = {}
+
+
+def _groups(arrays: Mapping[int, NDArray[Any]]) -> list[list[tuple[int, _Extent]]]:
+    """Arrays whose allocations overlap: touching is not overlapping, nor is even spacing."""
+    found = sorted(
+        ((i, _extent(array)) for i, array in arrays.items()), key=lambda pair: pair[1][:2]
+    )
+    groups: list[list[tuple[int, _Extent]]] = []
+    end = -1
+    for i, extent in found:
+        if extent.first >= end or extent.first == extent.end:
+            groups.append([])
+            end = extent.end
+        groups[-1].append((i, extent))
+        end = max(end, extent.end)
+    # In the columns' order, which is the same for the next event's, whatever its addresses are.
+    return sorted((sorted(group) for group in groups), key=lambda group: group[0][0])
+
+
+class Apart(Layout):
+    """A layout of bound columns as an adapter hands them over: each field is a run of its own."""
+
+    __slots__ = ()
+
+    apart: ClassVar[bool] = True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Apart) and Layout.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return hash((Apart, Layout.__hash__(self)))
+
+    def allocate(self, rows: int) -> SoA:
+        """An SoA of the same fields, of which neighbours are one run again."""
+        return Layout(self.fields).allocate(rows)
+
+
+def apart(layout: BoundFields) -> Layout:
+    """The layout of arrays that an adapter makes of bound columns: rows, then components.
+
+    Each field is a run of its own, whatever lies beside it in memory.
+
+    >>> import numpy as np
+    >>> from soaview.adapter import runs
+    >>> soa = bind({"x": np.zeros(3, "f4"), "v": np.zeros((3, 2), "f4")})
+    >>> [run.shape for run in runs(apart(soa.layout), 3)]
+    [(3, 1), (3, 2)]
+    """
+    key = "apart"
+    found: Layout | None = layout.plans.get(key)
+    if found is None:
+        fields = [
+            Column(f.name, f.dtype, f.shape, "C", interleaved=True) if f.per_row and f.shape else f
+            for f in layout.fields
+        ]
+        found = layout.plans[key] = Apart(fields)
+    return found

@@ -1,0 +1,445 @@
+"""Columns bound where they lie: against what NumPy makes of the same arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import pickle
+import weakref
+from copy import copy, deepcopy
+
+import numpy as np
+import pytest
+from bound import bound_columns, fields_of, values_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soaview import Column, Layout, Scalar, Spec, Value, bind, explain, views
+
+N = 5
+
+
+@given(bound_columns())
+@settings(max_examples=200, deadline=None)
+def test_values_and_addresses(case):
+    """Every column is read where it lies, also of a slice, and packed as it is."""
+    rows, data = case
+    soa = bind(data, rows=rows)
+    assert (len(soa), list(soa)) == (rows, list(data))
+    for name, array in data.items():
+        field = soa.layout[name]
+        found = soa[name if field.per_row else Value(name)]
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype
+        if array.size:
+            assert np.shares_memory(found, array)
+            assert found.__array_interface__["data"] == array.__array_interface__["data"]
+        if not field.per_row:
+            np.testing.assert_array_equal(soa[name], np.broadcast_to(array, rows))
+    part, packed, sent = soa[1:3], soa.pack(), pickle.loads(pickle.dumps(soa))
+    for name, array in data.items():
+        per_row = soa.layout[name].per_row
+        wanted = array[1:3] if per_row else array
+        key = name if per_row else Value(name)
+        np.testing.assert_array_equal(part[key], wanted)
+        np.testing.assert_array_equal(part.pack()[key], wanted)
+        np.testing.assert_array_equal(packed[key], array)
+        np.testing.assert_array_equal(sent[key], array)
+    assert type(packed.layout) is type(sent.layout) is Layout
+    assert [len(batch) for batch in soa.batches(2)] == [len(b) for b in packed.batches(2)]
+
+
+@given(bound_columns(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_several_columns(case, data):
+    """They are one view exactly where one stride leads through them, and are gathered else."""
+    rows, arrays = case
+    soa = bind(arrays, rows=rows)
+    kinds = {}
+    for name, array in arrays.items():
+        if array.ndim:
+            kinds.setdefault((array.dtype, array.shape), []).append(name)
+    if not kinds:
+        return
+    alike = data.draw(st.sampled_from(sorted(kinds.values())))
+    names = data.draw(st.lists(st.sampled_from(alike), min_size=1, max_size=3))
+    some = [arrays[name] for name in names]
+    size = some[0].itemsize
+    at = [array.__array_interface__["data"][0] for array in some]
+    steps = set(np.diff(at).tolist()) or {size}
+    aligned = not any(n % size for n in (*at, *some[0].strides)) or not some[0].size
+    one = (len({id(array.base) for array in some}) == 1 or len(set(names)) == 1) and len(
+        {array.strides for array in some}
+    ) == 1
+    strided = len(steps) == 1 and min(steps) > 0 and not min(steps) % size
+    spec = Spec(t=names)
+    wanted = np.stack(some, axis=1)
+    [verdict] = [v for v in explain(soa, spec).verdicts if v.way == "NumPy"]
+    if some[0].size:
+        assert (verdict.gives == "view") == (one and strided and aligned)
+    if verdict.gives != "view":
+        assert (verdict.gives, verdict.nbytes) == ("copy", wanted.nbytes)
+        with pytest.raises(BufferError, match="tensor 't': "):
+            views(soa, spec)
+        return
+    [view] = views(soa, spec)
+    np.testing.assert_array_equal(view.numpy(), wanted)
+    assert view.address == at[0] or not some[0].size
+
+
+def test_what_is_written_is_seen():
+    """Through names, by assignment, and in the arrays themselves."""
+    x, records = np.zeros(N, "f4"), np.zeros(N, [("y", "f4"), ("n", "i1"), ("z", "f4")])
+    soa = bind({"x": x, "y": records["y"], "z": records["z"], "s": np.float32(2)})
+    soa["x"] = np.arange(N, dtype="f4")
+    soa["z"][:] = 3
+    soa["y"] += 1
+    soa[Value("s")][...] = 7
+    assert x.tolist() == [0, 1, 2, 3, 4]
+    assert records["z"].tolist() == [3] * N
+    assert records["y"].tolist() == [1] * N
+    assert soa["s"].tolist() == [7] * N
+    with pytest.raises(ValueError, match="read-only"):
+        soa["s"][0] = 1  # a value that all rows share
+    soa[1:3]["x"] = np.array([8, 9], "f4")
+    assert x.tolist() == [0, 8, 9, 3, 4]
+
+
+# What has columns
+
+
+class Point(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_float), ("id", ctypes.c_int8), ("cov", (ctypes.c_double * 2) * 2)]
+
+
+class Columns(ctypes.Structure):
+    _fields_ = [
+        ("n", ctypes.c_int),
+        ("x", ctypes.c_float * 4),
+        ("v", (ctypes.c_double * 3) * 4),
+    ]
+
+
+class Pointers(ctypes.Structure):
+    _fields_ = [
+        ("x", ctypes.POINTER(ctypes.c_float)),
+        ("v", ctypes.POINTER(ctypes.c_double * 3)),
+    ]
+
+
+def test_records_of_ctypes():
+    """An array of structures is rows of records."""
+    points = (Point * N)()
+    for number, point in enumerate(points):
+        point.x, point.id, point.cov[1][0] = number, -number, 10 * number
+    soa = bind(points)
+    assert soa.layout["cov"].shape == (2, 2)
+    assert soa["id"].tolist() == [0, -1, -2, -3, -4]
+    assert soa["cov"][3, 1, 0] == 30
+    soa["x"][:] = 9
+    assert [point.x for point in points] == [9] * N
+
+
+def test_a_structure_of_arrays():
+    """A number of it is a scalar, and says nothing about rows."""
+    columns = Columns()
+    soa = bind(columns)
+    assert (len(soa), soa.layout["v"].shape, soa.layout["n"].per_row) == (4, (3,), False)
+    soa["v"][2, 1] = 5
+    soa[Value("n")][...] = 2
+    assert (columns.v[2][1], columns.n) == (5, 2)
+    alive = weakref.ref(columns)
+    x = soa["x"]
+    del columns, soa
+    gc.collect()
+    assert alive() is not None
+    del x
+
+
+def test_a_structure_of_pointers():
+    """Rows and the owner are told; what lies there is kept with the views."""
+    xs, vs = (ctypes.c_float * N)(*range(N)), ((ctypes.c_double * 3) * N)()
+    pointers = Pointers(
+        ctypes.cast(xs, ctypes.POINTER(ctypes.c_float)),
+        ctypes.cast(vs, ctypes.POINTER(ctypes.c_double * 3)),
+    )
+    soa = bind(pointers, rows=N, owner=(xs, vs))
+    assert soa["x"].tolist() == [0, 1, 2, 3, 4]
+    soa["v"][1, 2] = 4
+    assert vs[1][2] == 4
+    with pytest.raises(ValueError, match="column 'x': a pointer does not say how many rows"):
+        bind(pointers)
+    address = ctypes.addressof(xs)
+    with pytest.raises(ValueError, match="column 'x': nothing says who owns the memory"):
+        bind({"x": (address, "float32")}, rows=N)
+    for wrong in ((address,), (address, "float32", (2,), 3)):
+        with pytest.raises(TypeError, match=r"column 'x': a pointer is \(address, dtype\)"):
+            bind({"x": wrong}, rows=N, owner=xs)
+    with pytest.raises(ValueError, match="column 'x': .*0x0|column 'x': .*address"):
+        bind({"x": (0, "float32")}, rows=N, owner=xs)
+
+
+def test_another_soa():
+    """Its fields are bound again, with scalars, also of a slice, and of several at once."""
+    layout = Layout([Column("x", "f4"), Column("v", "f8", (3,)), Scalar("n", "i4")])
+    soa = layout.pack({"x": values_of(N, "f4"), "v": values_of((N, 3), "f8"), "n": 7})
+    again = bind(soa[1:4])
+    for name, column in fields_of(soa[1:4]).items():
+        np.testing.assert_array_equal(fields_of(again)[name], column)
+    both = bind({"a": soa["x"], "b": again["x"].repeat(2)[:N], "c": views(soa, Spec(v="v"))[0]})
+    assert np.shares_memory(both["c"], soa["v"])
+    assert len(both.buffer.pieces) == 3 or np.shares_memory(both["a"], both["c"])
+    with pytest.raises(ValueError, match="column 'n': it is a scalar, broadcast to the rows"):
+        bind({"x": soa["x"], "n": views(soa, Spec(n="n"))[0]})
+
+
+def test_records_within_records():
+    """They become `a.b`; records of NumPy are packed, and read all the same."""
+    inner = np.dtype([("eta", "f4"), ("q", "i1")])
+    records = np.zeros(N, [("pt", "f8"), ("track", inner)])
+    records["track"]["eta"] = 4
+    soa = bind(records)
+    assert list(soa) == ["pt", "track.eta", "track.q"]
+    assert soa["track.eta"].tolist() == [4] * N
+    with pytest.raises(BufferError, match="not on multiples of its item size, 4 bytes"):
+        views(soa, Spec(t=["track.eta"]))
+
+
+def test_frames():
+    """Columns of pandas, polars and Arrow, where their memory can be had as it is."""
+    pd, pl, pa = (pytest.importorskip(name) for name in ("pandas", "polars", "pyarrow"))
+    arrays = {"x": np.arange(3.0), "k": np.arange(3)}
+    frame = pd.DataFrame(arrays)
+    frame.insert(1, "y", np.ones(3, "f4"))  # a block of its own
+    soa = bind(frame)
+    assert list(soa) == ["x", "y", "k"]
+    assert soa["x"].tolist() == [0, 1, 2]
+    assert np.shares_memory(soa["k"], frame["k"].to_numpy())
+    if soa.readonly:  # pandas' copy on write
+        with pytest.raises(BufferError, match="read-only"):
+            soa["x"] = np.zeros(3)
+        writable = bind(frame, readonly=False)
+        writable["x"][0] = 9
+        assert frame["x"][0] == 9
+    table = pa.table(arrays)
+    for frame in (pl.DataFrame(arrays), table, table.to_batches()[0]):
+        soa = bind(frame)
+        assert soa["k"].tolist() == [0, 1, 2]
+        assert soa.readonly
+    for wrong, match in (
+        ({"x": pa.array([1, None])}, "column 'x': 1 nulls"),
+        ({"x": pa.chunked_array([[1.0], [2.0]])}, r"in 2 chunks; combine_chunks\(\)"),
+        ({"x": pl.concat([pl.Series([1.0]), pl.Series([2.0])], rechunk=False)}, r"rechunk\(\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            bind(wrong)
+    for wrong, match in (
+        ({"x": pa.array([True, False])}, "no array over its memory"),
+        ({"x": pl.Series(["a", "b"])}, "column 'x'"),
+        ({"x": pd.Series([1, None], dtype="Int32")}, "more than plain memory"),
+        ({"x": pd.Series(["a", "b"], dtype=object)}, "holds Python objects"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            bind(wrong)
+
+
+# Allocations
+
+
+def test_one_allocation():
+    """Arrays of one owner are one allocation; neighbours of several are not, however they lie."""
+    block = np.zeros((4, 16), "f4")
+    soa = bind({name: block[i] for i, name in enumerate("abcd")})
+    assert len(soa.buffer.pieces) == 1
+    [view] = views(soa, Spec(t=["a", "c"]))
+    assert view.strides == (1, 32)
+    assert soa.buffer.root.size == soa.buffer.nbytes == block.nbytes
+    memory = bytearray(4 * 64)
+    halves = [np.frombuffer(memory, "f4", 16, 64 * i) for i in range(4)]
+    assert len(bind(dict(zip("abcd", halves, strict=True))).buffer.pieces) == 1
+    apart = bind({name: np.zeros(16, "f4") for name in "abcd"})
+    assert len(apart.buffer.pieces) == 4
+    for ask in ("root", "address", "words", "unguarded"):
+        with pytest.raises(BufferError, match=r"in 4 allocations.*soa\.pack\(\)"):
+            getattr(apart.buffer, ask)
+    with pytest.raises(BufferError, match="in memory apart .a in allocation 0, b in allocation 1"):
+        views(apart, Spec(t=["a", "b"]))
+
+
+def test_bounds():
+    """What reaches out of its owner's memory is refused, on either side."""
+    array = np.zeros(10, "f4")
+    for shape, strides in (((11,), (4,)), ((6,), (8,)), ((3, 4), (16, 4))):
+        beyond = np.lib.stride_tricks.as_strided(array, shape, strides)
+        with pytest.raises(BufferError, match="column 'x': .*reaches|reaches from byte 0 to 4"):
+            bind({"x": beyond})
+    within = np.lib.stride_tricks.as_strided(array[1:], (4,), (8,))
+    assert bind({"x": within})["x"].size == 4
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_owners_are_kept(order):
+    """As long as any view, in whatever order the rest goes."""
+
+    class Owner(np.ndarray):
+        pass
+
+    x, y = (np.arange(N, dtype="f4").view(Owner) for _ in range(2))
+    alive = [weakref.ref(x), weakref.ref(y)]
+    soa = bind({"x": x, "y": y})
+    found = [soa["x"], soa["y"]]
+    del x, y, soa
+    gc.collect()
+    for number in order:
+        assert found[number] is not None
+        assert found[number].tolist() == [0, 1, 2, 3, 4]
+        found[number] = None
+        gc.collect()
+    assert [ref() is None for ref in alive] in ([True, True], [False, False], [True, False])
+
+
+def test_exports_are_held():
+    """A mapping is not closed, and a bytearray not resized, while columns are bound to it."""
+    memory = bytearray(64)
+    soa = bind({"x": np.frombuffer(memory, "f4")})
+    with pytest.raises(BufferError):
+        memory.extend(b"more")
+    del soa
+    memory.extend(b"more")
+    mapping = mmap.mmap(-1, 4096)
+    soa = bind({"x": np.ndarray((16,), "f4", mapping)})
+    with pytest.raises(BufferError):
+        mapping.close()
+    del soa
+    mapping.close()
+
+
+def test_read_only_columns():
+    """By column: one that is, and one that is not, in one SoA."""
+    x, y = np.zeros(N, "f4"), np.zeros(N, "f4")
+    y.flags.writeable = False
+    soa = bind({"x": x, "y": y, "z": np.frombuffer(bytes(4 * N), "f4")})
+    assert soa.readonly
+    soa["x"] = np.ones(N, "f4")
+    for name in "yz":
+        with pytest.raises((BufferError, ValueError), match="read-only"):
+            soa[name] = np.ones(N, "f4")
+    assert not y.any()
+    assert not bind({"x": x}).readonly
+    forbidden = bind({"x": x}, readonly=True)
+    with pytest.raises(ValueError, match="read-only"):
+        forbidden["x"][0] = 3
+    with pytest.raises(ValueError, match="read-only"):
+        bind({"z": np.frombuffer(bytes(4), "f4")}, readonly=False)["z"][0] = 1
+    assert bind({"y": y}, readonly=False).readonly  # what its owner refuses
+    view = x[:]
+    view.flags.writeable = False
+    assert bind({"x": view}).readonly
+    assert not bind({"x": view}, readonly=False).readonly
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ({}, ValueError, "no columns"),
+        ([1, 2], TypeError, "bind takes a mapping .* got list"),
+        (np.zeros(3), TypeError, "got ndarray"),
+        ({3: np.zeros(3)}, TypeError, "a column's name must be a string, got 3"),
+        ({"": np.zeros(3)}, ValueError, "must not be empty"),
+        ({"x": [1, 2]}, TypeError, "column 'x': got list, expected an array.*layout.pack"),
+        ({"x": "abc"}, TypeError, "column 'x': got str"),
+        ({"x": None}, TypeError, "column 'x': got NoneType"),
+        ({"x": np.zeros(3), "y": np.zeros(4)}, ValueError, "'y' has 4 rows, and 'x' has 3"),
+        ({"s": 3.0}, ValueError, "single values alone say nothing about rows; pass rows="),
+        ({"x": np.zeros(3, object)}, TypeError, "column 'x': it holds Python objects"),
+        ({"x": np.zeros(3, ">f4")}, ValueError, "column 'x': its byte order"),
+        ({"x": np.zeros(3, "M8[s]")}, TypeError, "column 'x': there is no dtype datetime64"),
+        ({"x": np.zeros(3, "S4")}, TypeError, "column 'x': there is no dtype"),
+        ({"x": np.zeros(3, "f8")[::-1]}, ValueError, "column 'x': .*must be positive"),
+        ({"x": np.broadcast_to(3.0, (4,))}, ValueError, "column 'x': .*elements overlap"),
+        ({"x": np.zeros((2, 2, 2, 2))}, ValueError, r"column 'x': shape \(2, 2, 2, 2\)"),
+        ({"x": np.zeros((2, 0))}, ValueError, r"column 'x': shape \(2, 0\)"),
+        ({"x": np.ma.masked_array(np.zeros(3))}, TypeError, "column 'x': a masked array's"),
+        ({"x": np.zeros(3, [("a", "f4")])}, TypeError, "column 'x': it holds records"),
+        (
+            {"x": np.lib.stride_tricks.sliding_window_view(np.zeros(9), 3)},
+            ValueError,
+            "column 'x': .*elements overlap",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_refused(data, error, message):
+    """Each by its name, with a way out."""
+    with pytest.raises(error, match=message):
+        bind(data)
+
+
+def test_arguments_that_are_refused():
+    """Rows that are none, or others than there are; flags that are none."""
+    data = {"x": np.zeros(3)}
+    for options, error in (
+        ({"rows": 2}, ValueError),
+        ({"rows": -1}, ValueError),
+        ({"rows": 3.0}, TypeError),
+        ({"readonly": 1}, TypeError),
+    ):
+        with pytest.raises(error, match="rows|readonly"):
+            bind(data, **options)
+    assert len(bind({"s": 1.5}, rows=4)["s"]) == 4
+
+
+class Bits(ctypes.Structure):
+    _fields_ = [("a", ctypes.c_int, 3), ("b", ctypes.c_int, 5)]
+
+
+class Either(ctypes.Union):
+    _fields_ = [("i", ctypes.c_int), ("f", ctypes.c_float)]
+
+
+class WithUnion(ctypes.Structure):
+    _fields_ = [("u", Either)]
+
+
+@pytest.mark.parametrize("kind", [Bits, WithUnion])
+def test_members_that_are_refused(kind):
+    """Bit fields and unions have no address or no one type."""
+    for data in (kind(), (kind * 3)()):
+        with pytest.raises(TypeError, match="column '[au]' is a (bit field|union)"):
+            bind(data)
+
+
+# What an SoA is asked
+
+
+def test_what_it_says():
+    """Its text, its map, and what a notebook shows."""
+    soa = bind({"<x>": np.zeros(N, "f4"), "v": np.zeros((3, N)).T, "n": 3})
+    assert repr(soa) == (
+        "SoA(5 rows, bound, 3 allocations on cpu: <x> float32, v float64 (3,), n int64)"
+    )
+    lines = soa.describe().splitlines()
+    assert lines[2].split() == ["<x>", "float32", "(5,)", "0", "0", "(4,)"]
+    assert lines[3].split()[-3:] == ["0", "(8,", "40)"]
+    assert "&lt;x&gt;" in soa._repr_html_()
+    assert "<x>" not in soa._repr_html_()
+    assert "more fields" in bind({f"c{n}": 1 for n in range(100)}, rows=2)._repr_html_()
+    assert repr(soa.layout).startswith("BoundFields([Column('<x>', 'float32')")
+    assert soa.layout["v"].shape == (3,)
+    assert copy(soa)["n"].tolist() == [3] * N
+    assert type(deepcopy(soa).layout) is Layout
+    with pytest.raises(TypeError, match="pickle the SoA"):
+        pickle.dumps(soa.layout)
+
+
+def test_the_same_columns_have_the_same_plans():
+    """Of the next event, wherever its memory lies, what was compiled is found again."""
+    one, other = (bind({"x": np.zeros(N, "f4"), "k": np.zeros(N, "i8")}) for _ in range(2))
+    assert one.layout is other.layout
+    assert hash(one.layout) == hash(other.layout)
+    other = bind({"x": np.zeros(2 * N, "f4")[::2], "k": np.zeros(N, "i8")})
+    assert one.layout != other.layout

@@ -1,0 +1,162 @@
+"""Bound columns in torch: views where they lie, gathers, writes, and models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from bound import bound_columns, specs, wanted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soaview import Spec, Value, bind
+from soaview_torch import explain, forward, jagged, tensors, to, write
+
+NEEDS = ["torch"]
+N = 5
+
+
+@given(bound_columns(), st.data())
+@settings(max_examples=300, deadline=None)
+def test_values_and_addresses(case, data):
+    """With every `copy=` what NumPy makes of the same arrays, where they lie or in new memory."""
+    rows, arrays = case
+    soa, entries = bind(arrays, rows=rows), specs(data.draw, arrays)
+    first, last = sorted(data.draw(st.tuples(st.integers(0, rows), st.integers(0, rows))))
+    part = data.draw(st.sampled_from([soa, soa[first:last]]))
+    for name, entry in entries.items():
+        spec = Spec({name: entry})
+        right = wanted(arrays, rows, entry)
+        if part is not soa and not isinstance(entry, Value):
+            right = right[first:last]
+        for copy in (None, True):
+            [tensor] = tensors(part, spec, copy=copy)
+            np.testing.assert_array_equal(tensor.numpy(), right)
+            assert tensor.numpy().dtype == right.dtype
+            if copy:
+                shared = [np.shares_memory(tensor.numpy(), a) for a in arrays.values()]
+                assert not any(shared)
+        [verdict] = explain(part, spec)
+        if verdict.gives == "copy":
+            with pytest.raises(BufferError, match=f"^tensor '{name}': "):
+                tensors(part, spec)
+            continue
+        [tensor] = tensors(part, spec)
+        np.testing.assert_array_equal(tensor.numpy(), right)
+        names = [entry] if isinstance(entry, str) else getattr(entry, "name", None) or entry
+        column = arrays[names if isinstance(names, str) else names[0]]
+        if right.size and column.ndim:
+            assert tensor.data_ptr() == column[first if part is not soa else 0 :].ctypes.data
+
+
+def test_what_is_written_is_seen():
+    """Tensors write the arrays, and so does `write`, whole or not at all."""
+    x, y, block = np.zeros(N, "f4"), np.zeros(N, "f4"), np.zeros((3, N), "f4")
+    soa = bind({"x": x, "y": y, "a": block[0], "b": block[2], "s": np.float32(1)})
+    [ab] = tensors(soa, Spec(t=["a", "b"]))
+    ab[:, 1] = 3
+    assert block[2].tolist() == [3] * N
+    spec = Spec(xy=["y", "x"], s=Value("s"))
+    write(soa, spec, [torch.arange(2.0 * N).view(N, 2), torch.tensor(7.0)])
+    assert x.tolist() == [1, 3, 5, 7, 9]
+    assert y.tolist() == [0, 2, 4, 6, 8]
+    assert soa["s"].tolist() == [7] * N
+    with pytest.raises(ValueError, match="got shape"):
+        write(soa, Spec(y="y", x="x"), [torch.zeros(N), torch.zeros(N + 1)])
+    assert y.any()
+    write(soa[1:3], Spec(x="x"), [torch.zeros(2)])
+    assert x.tolist() == [1, 0, 0, 7, 9]
+
+
+def test_what_cannot_be_written():
+    """Read-only columns, columns that share bytes, and those that are not aligned; by name."""
+    x, frozen = np.zeros(N, "f4"), np.zeros(N, "f4")
+    frozen.flags.writeable = False
+    packed = np.zeros(N, [("i", "i1"), ("a", "f4")])
+    soa = bind({"x": x, "same": x[:], "f": frozen, "a": packed["a"]})
+    value = torch.ones(N)
+    for spec, count, error, match in (
+        (Spec(f="f"), 1, BufferError, "column 'f' is read-only"),
+        (Spec(x="x", f="f"), 2, BufferError, "column 'f' is read-only"),
+        (Spec(x="x", s="same"), 2, ValueError, "columns '(x|same)' and '(x|same)' share bytes"),
+        (Spec(x="x", a="a"), 2, BufferError, r"not on multiples.*soa\[name\]\[...\] = values"),
+    ):
+        with pytest.raises(error, match=match):
+            write(soa, spec, [value] * count)
+        with pytest.raises(error, match=match):
+            forward(lambda x, n=count: (x + 1,) * n, (soa, Spec(x="x")), (soa, spec))
+    assert not x.any()
+    soa["a"][...] = np.ones(N)
+    assert packed["a"].tolist() == [1] * N
+    with pytest.raises(BufferError, match="tensor 'f': its memory is read-only.*readonly=False"):
+        tensors(soa, Spec(f="f"))
+    assert tensors(soa, Spec(f="f"), copy=None)[0].tolist() == [0] * N
+    with pytest.raises(ValueError, match="outputs: the same memory would be written twice"):
+        forward(
+            lambda x: (x + 1, x + 2),
+            (soa, Spec(x="x")),
+            [(soa, Spec(x="x")), (soa, Spec(s="same"))],
+        )
+    records = np.zeros(N, [("p", "f4"), ("q", "f4")])
+    apart = bind(records)
+    forward(
+        lambda p: (p + 1, p + 2), (apart, Spec(p="p")), [(apart, Spec(p="p")), (apart, Spec(q="q"))]
+    )
+    assert records["q"].tolist() == [2] * N
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_models(batch_size):
+    """From bound columns to bound columns, to laid ones, and back; results that do not fit."""
+    data = {"x": np.arange(N, dtype="f4"), "y": np.ones((N, 2), "f4"), "o": np.zeros(N, "f4")}
+    soa = bind(data)
+
+    def model(x, y):
+        return x + y.sum(1)
+
+    forward(model, (soa, Spec(x="x", y="y")), (soa, Spec(o="o")), batch_size=batch_size)
+    assert data["o"].tolist() == [2, 3, 4, 5, 6]
+    laid = soa.pack()
+    forward(lambda o: o * 2, (soa, Spec(o="o")), (laid, Spec(o="o")), batch_size=batch_size)
+    assert laid["o"].tolist() == [4, 6, 8, 10, 12]
+    forward(lambda o: o + 1, (laid, Spec(o="o")), (soa, Spec(o="o")), batch_size=batch_size)
+    assert data["o"].tolist() == [5, 7, 9, 11, 13]
+    with pytest.raises(RuntimeError, match="changed its inputs in place"):
+        forward(lambda x: x.add_(1), (soa, Spec(x="x")), (soa, Spec(o="o")), batch_size=batch_size)
+    with pytest.raises(ValueError, match="got shape"):
+        forward(lambda x: x[:1], (soa, Spec(x="x")), (soa, Spec(o="o")), batch_size=batch_size)
+    assert data["o"].tolist() == [5, 7, 9, 11, 13]
+
+
+def test_gradients_notice_writes():
+    """One import for each allocation: all of its views share autograd's count of writes."""
+    block = np.ones((2, N), "f4")
+    soa = bind({"a": block[0], "b": block[1]})
+    [a] = tensors(soa, Spec(a="a"))
+    weight = torch.ones(N, requires_grad=True)
+    loss = (a * weight).sum()
+    write(soa, Spec(a="a"), [torch.zeros(N)])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_moved_and_ragged():
+    """`to` packs; rows by events are nested tensors of the column."""
+    soa = bind({"x": np.arange(N, dtype="f4"), "k": np.arange(N)[::1]})
+    assert to(soa, "cpu") is soa
+    [nested] = jagged(soa, Spec(x="x"), counts=[2, 0, 3])
+    assert nested.sum(1).tolist() == [1, 0, 9]
+
+
+def test_odd_sizes():
+    """Allocations that are no multiple of an item, and items of 16 bytes."""
+    memory = bytearray(5 * N + 3)
+    floats = np.frombuffer(memory, "f4", N)
+    z = np.arange(N, dtype="c16")
+    soa = bind({"x": floats, "z": z, "last": np.frombuffer(memory, "u1", N, 4 * N + 3)})
+    x, last, z_ = tensors(soa, Spec(x="x", last="last", z="z"), copy=None)
+    x[:] = 1
+    last[:] = 2
+    assert memory[-5:] == b"\2" * 5
+    assert floats.tolist() == [1] * N
+    np.testing.assert_array_equal(z_.numpy(), z)
