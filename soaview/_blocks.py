@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -237,9 +236,9 @@ class Blocks(Mapping[str, Any], Described):
         """
         counts = row_counts(self, rows, check_capacity)
         # Bytes; each block then wants the alignment that its own items need.
-        fields = chain.from_iterable(layout.fields for layout in layouts_in(self))
-        asked = Asked([*fields], None, None)
-        return SoABlocks(self, counts, buffer_of(buffer, self.nbytes(counts), 1, asked))
+        asked = Asked([f for layout in layouts_in(self) for f in layout.fields], None, None)
+        nbytes = sum([leaf.nbytes for leaf in leaves(self, counts)])
+        return SoABlocks(self, counts, buffer_of(buffer, nbytes, 1, asked))
 
 
 class SoABlocks(Mapping[str, Any]):

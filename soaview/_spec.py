@@ -13,7 +13,7 @@ from ._fields import no_such
 @final
 @dataclass(frozen=True, slots=True)
 class Value:
-    """In a spec: the scalar as it is, shape `()`, where its name alone broadcasts to the rows.
+    """In a spec: the scalar as it is, in its own shape; its name alone broadcasts it to the rows.
 
     >>> Spec(n=Value("n_tracks"))
     Spec(n=Value('n_tracks'))

@@ -240,7 +240,8 @@ def views(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View]:
     Args:
         soa: the memory.
         spec: the tensors.
-        padded: take the padded rows (pitch / itemsize) instead of the valid ones.
+        padded: take the padded rows (pitch / itemsize) instead of the valid ones; interleaved
+            columns have none, and give their rows.
 
     Raises:
         KeyError: no such column.

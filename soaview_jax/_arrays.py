@@ -38,8 +38,9 @@ def arrays(
     subnormal numbers can become zero, as in its arithmetic.
 
     Outside, XLA imports only memory that is dense, in any order of the axes, and starts on a
-    multiple of 64 bytes, on a GPU of 16. A column of plain numbers is dense at every row count; a
-    vector, a matrix or neighbouring columns are when no padding lies between them. Read-only memory
+    multiple of 64 bytes, on a GPU of 16. A column of plain numbers, or an interleaved one, is dense
+    at every row count; a vector, a matrix or neighbouring columns are when no padding lies between
+    them. Read-only memory
     is welcome. Of another framework's memory on a device, JAX imports views of torch's or CuPy's,
     one of which must have been imported; JAX's stream waits for the producer's. On a GPU, XLA
     refuses to be given such arrays by donation.
@@ -59,7 +60,8 @@ def arrays(
             there JAX runs jitted functions as they are, on the SoA itself, and nothing tells. What
             is on another device than JAX's first CPU, or on several, is always copied, on these.
         padded: give the padded rows (pitch / itemsize) instead of the valid ones: dense at every
-            row count. `soa.rows` says how many of them are valid.
+            row count. `soa.rows` says how many of them are valid. An interleaved column has none,
+            and gives its rows.
 
     Raises:
         BufferError: with `copy=False`, an array cannot be a view; it says which, why, and the ways

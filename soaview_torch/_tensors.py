@@ -39,7 +39,8 @@ def tensors(
         copy: `False` never copies; `None` copies only the tensors that need it (read-only memory,
             or columns that no single strided view covers); `True` copies all. Copies are
             contiguous, row-major, and independent of the SoA.
-        padded: give the padded rows (pitch / itemsize) instead of the valid ones.
+        padded: give the padded rows (pitch / itemsize) instead of the valid ones; interleaved
+            columns have none, and give their rows.
 
     Raises:
         BufferError: with `copy=False`, a tensor cannot be a view. Read-only memory is one such
