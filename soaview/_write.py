@@ -70,8 +70,8 @@ def _share(soa: SoA, one: str, other: str) -> bool:
 
 def check_bound_once(outputs: list[tuple[SoA, Spec]]) -> None:
     """The same of bound columns: exactly on the host, elsewhere by where they begin and end."""
-    if not any(isinstance(soa.buffer, Allocations) for soa, _ in outputs):
-        return
+    for soa, spec in outputs:
+        check_writable(soa, spec.values())
     found = [(number, part) for number, pair in enumerate(outputs) for part in _parts_of(*pair)]
     for (one, part), (other, second) in combinations(found, 2):
         if one != other and part.shares(second):

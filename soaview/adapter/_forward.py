@@ -193,8 +193,8 @@ def work(ins: list[Pair], outs: list[Pair], batch_size: object, progress: bool) 
                 f"{first!r:.200} on {device}; move one of them with `to`"
             )
     if len(outs) > 1:
-        _check_written_once(outs)
-        check_bound_once(outs)
+        bound = any(isinstance(soa.buffer, Allocations) for soa, _ in outs)
+        (check_bound_once if bound else _check_written_once)(outs)
     if not any(soa.rows for soa, _ in outs):  # or else an empty event would hide a mistake
         for soa, spec in (*ins, *outs):
             views_or_gathers(soa, spec)
@@ -341,8 +341,6 @@ def _check_written_once(outputs: list[Pair]) -> None:
     taken: list[tuple[int, int, int, str]] = []
     for number, (soa, spec) in enumerate(outputs):
         check_writable(soa, spec.values())
-        if isinstance(soa.buffer, Allocations):
-            continue
         start, layout = soa.buffer.address, soa.layout
         for name in (name for entry in spec.values() for name in columns_of(entry)):
             field = layout[name]
