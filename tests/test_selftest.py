@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from importlib.metadata import version
 
 import jax
@@ -14,7 +16,7 @@ import torch
 import soaview_jax
 import soaview_torch
 from soaview import __main__ as cli
-from soaview import _selftest
+from soaview import _explain, _selftest
 from soaview.__main__ import main
 
 NEEDS = ["torch", "jax"]
@@ -103,6 +105,40 @@ def test_a_broken_promise_is_seen(attribute, broken, claims, monkeypatch, capsys
     assert [line for line in lines if line.startswith("HOLDS   NumPy")]
 
 
+@pytest.mark.slow
+def test_where_asserts_are_left_out():
+    """A broken promise is seen by `python -O`, too."""
+    code = (
+        "import sys, torch, soaview_torch\n"
+        "real = soaview_torch.tensors\n"
+        "soaview_torch.tensors = lambda *a, **k: [torch.zeros_like(t) for t in real(*a, **k)]\n"
+        "from soaview import _selftest\n"
+        "_selftest.version_of = lambda name: None if name == 'jax' else 'some'\n"
+        "sys.exit(_selftest.selftest())"
+    )
+    ran = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert ran.returncode >= 3, ran.stdout + ran.stderr
+    assert "BROKEN  torch: Every dtype" in ran.stdout
+
+
+def test_verdicts_that_are_missing(monkeypatch, capsys, alone):
+    """An adapter that `explain` does not know has not told which tensors are views."""
+    alone("torch")
+    monkeypatch.setattr(_explain, "_ANNOUNCED", {})
+    assert main(["selftest"]) == 1
+    out = capsys.readouterr().out
+    assert "BROKEN  torch: `explain`" in out
+    assert "explain has 0 verdicts" in out
+
+
+@pytest.mark.parametrize("setting", [jax.disable_jit, lambda: jax.debug_nans(True)])
+def test_settings_of_jax_do_not_matter(setting, capsys, alone):
+    """What JAX copies where it runs functions as they are is not what the promise is about."""
+    alone("jax")
+    with setting():
+        assert _selftest._holds(_selftest.jax_way("cpu"), _selftest.copies_nothing_in_silence)
+
+
 def test_the_error_is_in_the_report(monkeypatch, capsys, alone):
     """In one line, with where it came from."""
     alone("")
@@ -110,6 +146,15 @@ def test_the_error_is_in_the_report(monkeypatch, capsys, alone):
     monkeypatch.setattr(_selftest, "EVERYWHERE", [raising])
     assert main(["selftest"]) == 1
     assert "OSError: no such thing (raising, line" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device", ["cpu:0", "meta", "cuda:x", "mps", ""])
+def test_devices_that_are_not_tried(device, capsys):
+    """One sentence, and not the exit status of a promise that is broken."""
+    with pytest.raises(SystemExit) as exit_status:
+        main(["selftest", "--device", device])
+    assert exit_status.value.code == 2
+    assert "--device is cpu, or one such as cuda:0" in capsys.readouterr().err
 
 
 def test_no_such_device(capsys):
