@@ -210,11 +210,16 @@ def _dense(field: Column, rows: int) -> tuple[int, ...]:
 def _of_device(name: str, value: Any) -> Bound:
     """What says where its memory is, and that it is contiguous, on another device."""
     dtype, shape = dtype_name(value.dtype), tuple(int(n) for n in value.shape)
-    if not shape:
-        raise ValueError("a scalar is bound on the host alone; pass an array of one value a row")
+    # Of a square its order in memory could not be told, of three axes nobody asks for it.
+    if not 1 <= len(shape) <= 2 or shape[:1] == shape[1:]:
+        raise ValueError(
+            f"on a device a column is (N,) or (N, d), d another number than N, got {shape}; pass "
+            f"its components one by one, or (address, dtype, shape)"
+        )
     field = Column(name, dtype, shape[1:])
     nbytes = shape[0] * field.itemsize * field.components
-    buffer = buffer_of(value, nbytes, field.itemsize, Asked([field], None, None))
+    table: Any = shape if shape[1:] else None
+    buffer = buffer_of(value, nbytes, field.itemsize, Asked([field], table, None))
     return Bound(name, field.dtype, field.shape, shape[0], buffer, 0, _dense(field, shape[0]))
 
 

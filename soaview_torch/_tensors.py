@@ -104,11 +104,11 @@ def maker_of(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> Maker:
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
             return maker_of(soa, spec, padded, key)
-    if isinstance(soa, SoA) and soa.buffer.piecewise:
+    if isinstance(soa, SoA) and isinstance(soa.buffer, Allocations):
         return _maker_of_pieces(soa, spec, padded, key)
     found = resolve(soa, spec, padded=padded)
     buffer = soa.buffer
-    if buffer.readonly:
+    if buffer.readonly and not buffer.piecewise:
         raise BufferError(
             "the SoA's memory is read-only, and torch has no read-only tensors: a write would "
             "change it, or crash. Ways out: copy=None copies it; a file can be mapped as private "
@@ -129,7 +129,7 @@ def _maker_of_pieces(soa: SoA, spec: Spec, padded: bool, key: str) -> Maker:
     memories: dict[int, Import] = {}
     calls: list[tuple[Any, ...]] = []
     for view in views(soa, spec, padded=padded):
-        buffer, at = view.buffer.locate(view.strided)
+        buffer, at = view.buffer, view.strided
         if buffer.readonly:
             raise BufferError(
                 f"tensor {view.name!r}: its memory is read-only, and torch has no read-only "
