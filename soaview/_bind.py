@@ -67,6 +67,11 @@ def bind(
     """
     if not (readonly is None or readonly is True or readonly is False):
         raise TypeError(f"readonly must be None, True or False, got {readonly!r:.60}")
+    key = _key_of(data) if rows is readonly is None else None
+    if key in _OWNING:
+        arrays = [*data.values()]
+        there = len(arrays[0])
+        return SoA(_OWNING[key], Allocations.of(arrays), there, 0, there)  # type: ignore[arg-type]
     given = dict(named(data))
     if not given:
         raise ValueError("there are no columns to bind")
@@ -90,18 +95,61 @@ def bind(
                 f"{'was given' if rows is not None else f'has {count}'}; columns need as many"
             )
     assert count is not None
-    return _soa(found, count, readonly)
+    soa = _soa(found, count, readonly)
+    if key is not None:
+        layout: Any = soa.layout
+        _remember(_OWNING, key, layout)
+    return soa
+
+
+_OWNING: dict[Any, BoundFields] = {}
+"""The fields of arrays that are allocations themselves, by names, dtypes and shapes of rows."""
+
+_PLAIN = 0x1 | 0x4 | 0x100 | 0x400  # C contiguous, owns its data, aligned, writable
+
+
+def _key_of(data: Any) -> tuple[Any, ...] | None:
+    """What tells such arrays of one row count from others; None of anything else.
+
+    An event loop brings new ones each time, and asking each for its address would take longer than
+    all the rest.
+    """
+    if type(data) is not dict or not data:
+        return None
+    key: list[Any] = []
+    rows, seen = None, set()
+    for name, array in data.items():
+        if type(array) is not np.ndarray or array.flags.num & _PLAIN != _PLAIN:
+            return None
+        if not array.size or array.itemsize > 8 or type(name) is not str:
+            return None  # of items of 16 bytes NumPy's flag is content with 8
+        count, *shape = array.shape or (0,)
+        if count != (count if rows is None else rows) or not count:
+            return None
+        rows = count
+        seen.add(id(array))
+        key += name, array.dtype, tuple(shape)
+    return tuple(key) if len(seen) == len(data) else None
 
 
 # In which allocations
 
 
 class _Extent(NamedTuple):
-    """Memory that an owner vouches for: its first byte, its end, and its bytes."""
+    """Memory that an owner vouches for, in which an array lies.
+
+    Attributes:
+        first, end: its first byte, and its end.
+        address: of the array's first element.
+        writable: whether the owner allows it.
+        owner: what holds it.
+    """
 
     first: int
     end: int
-    memory: NDArray[np.uint8]
+    address: int
+    writable: bool
+    owner: object
 
 
 def _extent(array: NDArray[Any]) -> _Extent:
@@ -118,43 +166,39 @@ def _extent(array: NDArray[Any]) -> _Extent:
             if not isinstance(below, np.ndarray):
                 break
         base = below
-    owner = base.base
-    if isinstance(owner, memoryview) and isinstance(owner.obj, np.ndarray):
-        found = _extent(owner.obj)
+    owner, address = base.base, address_of(array)
+    if owner is None:
+        first = address if base is array else address_of(base)
+        found = _Extent(first, first + base.nbytes, address, base.flags.writeable, base)
+    elif isinstance(owner, memoryview) and isinstance(owner.obj, np.ndarray):
+        found = _extent(owner.obj)._replace(address=address)
     else:
-        found = _vouched(base, owner, array)
-    first = address_of(array)
-    end = first + sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
-    end += array.itemsize
-    if array.size and not (found.first <= first and end <= found.end):
+        found = _vouched(base, owner, array, address)
+    end = address + array.itemsize
+    end += sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
+    if array.size and not (found.first <= address and end <= found.end):
         raise BufferError(
-            f"an array reaches from byte {first - found.first} to {end - found.first} of its "
+            f"an array reaches from byte {address - found.first} to {end - found.first} of its "
             f"owner's {found.end - found.first}"
         )
     return found
 
 
-def _vouched(base: NDArray[Any], owner: Any, array: NDArray[Any]) -> _Extent:
-    writable = base.flags.writeable
-    if owner is None:
-        first, nbytes = address_of(base), base.nbytes
-    elif hasattr(owner, "untyped_storage"):
+def _vouched(base: NDArray[Any], owner: Any, array: NDArray[Any], address: int) -> _Extent:
+    if hasattr(owner, "untyped_storage"):
         check_storage(owner)
         storage = owner.untyped_storage()
         first, nbytes = storage.data_ptr(), storage.nbytes()
-    else:
-        exporter: Any = owner.obj if isinstance(owner, memoryview) else owner
-        try:
-            whole = np.frombuffer(exporter, np.uint8)
-        except (TypeError, ValueError, BufferError):  # no buffer, such as DLPack's capsule
-            spans = zip(array.shape, array.strides, strict=True)
-            first = address_of(array)
-            nbytes = (sum((n - 1) * s for n, s in spans) + array.itemsize) if array.size else 0
-            writable = array.flags.writeable
-        else:
-            return _Extent(address_of(whole), address_of(whole) + whole.size, whole)
-    memory = np.asarray(ArrayInterface(first, nbytes, not writable, base))
-    return _Extent(first, first + nbytes, memory)
+        return _Extent(first, first + nbytes, address, base.flags.writeable, base)
+    exporter: Any = owner.obj if isinstance(owner, memoryview) else owner
+    try:
+        whole = np.frombuffer(exporter, np.uint8)
+    except (TypeError, ValueError, BufferError):  # no buffer, such as DLPack's capsule
+        last = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
+        end = address + last + array.itemsize if array.size else address
+        return _Extent(address, end, address, array.flags.writeable, base)
+    first = address_of(whole)
+    return _Extent(first, first + whole.size, address, whole.flags.writeable, whole)
 
 
 def _soa(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
@@ -162,20 +206,20 @@ def _soa(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
     homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
     arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
     for group in _groups(arrays):
-        starts = [address_of(arrays[i]) for i, _ in group if arrays[i].size]
-        first = min(extent.first for _, extent in group)
-        end = max(extent.end for _, extent in group)
+        first = min([extent.first for _, extent in group])
+        end = max([extent.end for _, extent in group])
+        starts = [extent.address for i, extent in group if arrays[i].size]
         up = -first % 16  # so that offsets are multiples of item sizes where addresses are
         if starts and first + up <= min(starts):
             first += up
-        writable = all(arrays[i].flags.writeable for i, _ in group)
-        if readonly is not None:
-            writable = not readonly
-        writable = writable and all(extent.memory.flags.writeable for _, extent in group)
-        held = tuple(extent.memory for _, extent in group)
-        root = np.asarray(ArrayInterface(first, max(end - first, 0), not writable, held))
-        for i, _ in group:
-            homes[i] = len(pieces), max(address_of(arrays[i]) - first, 0) if arrays[i].size else 0
+        writable = all(extent.writable for _, extent in group)
+        if readonly is None:
+            writable = writable and all(arrays[i].flags.writeable for i, _ in group)
+        held = tuple([extent.owner for _, extent in group])
+        at = ArrayInterface(first, max(end - first, 0), readonly is True or not writable, held)
+        for i, extent in group:
+            homes[i] = len(pieces), max(extent.address - first, 0) if arrays[i].size else 0
+        root = np.asarray(at)
         pieces.append(HostBuffer(root, root.size, 1))
     known: dict[int, int] = {}
     for i, column in enumerate(columns):
@@ -184,23 +228,21 @@ def _soa(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
             if number == len(pieces):
                 pieces.append(column.memory)
             homes[i] = number, column.offset
-    devices = {piece.device: i for i, piece in enumerate(pieces)}
+    devices = dict.fromkeys([piece.device for piece in pieces])
     if len(devices) > 1:
         raise ValueError(
             f"the columns are on {len(devices)} devices ({', '.join(devices)}), and an SoA is on "
             f"one; move some of them first"
         )
+    bases = [piece.address for piece in pieces]
     places = []
     for i, column in enumerate(columns):
         number, offset = homes[i]
         size = ITEMSIZE[column.dtype]
-        strides = column.strides
         whole = 0 in (rows, *column.shape)
-        aligned = whole or not (
-            offset % size or any(s % size for s in strides) or pieces[number].address % size
-        )
-        places.append(Home(number, 0 if whole else offset, strides, aligned))
-    fields = _fields_at(tuple(column.field for column in columns), tuple(places))
+        aligned = whole or not any(n % size for n in (offset, bases[number], *column.strides))
+        places.append(Home(number, 0 if whole else offset, column.strides, aligned))
+    fields = _fields_at(tuple([column.field for column in columns]), tuple(places))
     return SoA(fields, Allocations(pieces, tuple(pieces)), rows, 0, rows)  # type: ignore[arg-type]
 
 
@@ -210,10 +252,14 @@ def _fields_at(fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...]) -> 
     found: BoundFields | None = _KNOWN.get(key)
     if found is None:
         found = BoundFields(check_fields(fields), homes)
-        if len(_KNOWN) >= _MOST:
-            _KNOWN.clear()
-        _KNOWN[key] = found
+        _remember(_KNOWN, key, found)
     return found
+
+
+def _remember(known: dict[Any, BoundFields], key: Any, fields: BoundFields) -> None:
+    if len(known) >= _MOST:
+        known.clear()
+    known[key] = fields
 
 
 _MOST = 256

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, final
 
 import numpy as np
 
-from ._buffer import Buffer
+from ._buffer import Buffer, HostBuffer
 from ._dtypes import numpy_dtype
 from ._fields import Column, Fields, Scalar, listed, shown
 from ._spec import Plans, Value, columns_of
@@ -119,21 +119,35 @@ class BoundFields(Fields):
 
 @final
 class Allocations(Buffer):
-    """The memory of bound columns: one allocation or several, each with an owner of its own.
+    """The memory of bound columns: one allocation or several, each with an owner of its own."""
 
-    Attributes:
-        pieces: a buffer for each allocation.
-    """
-
-    __slots__ = ("pieces",)
+    __slots__ = ("_pieces",)
 
     piecewise = True
 
     def __init__(self, pieces: Sequence[Buffer], owner: object) -> None:
-        self.pieces = tuple(pieces)
+        self._pieces: tuple[Buffer, ...] | None = tuple(pieces)
         self.owner = owner
         self.nbytes = sum(piece.nbytes for piece in pieces)
         self.imports = {}
+
+    @classmethod
+    def of(cls, arrays: list[NDArray[Any]]) -> Allocations:
+        """Of arrays of the host, each of which is contiguous, and an allocation itself."""
+        made = cls((), arrays)
+        made._pieces = None
+        made.nbytes = sum([array.nbytes for array in arrays])
+        return made
+
+    @property
+    def pieces(self) -> tuple[Buffer, ...]:
+        """A buffer for each allocation."""
+        if self._pieces is None:
+            arrays: Any = self.owner
+            made = tuple([HostBuffer(array, array.nbytes, 1) for array in arrays])
+            # Of several threads' the first, for imports are kept there.
+            self._pieces = self.imports.setdefault("pieces", made)
+        return self._pieces
 
     @property
     def on_host(self) -> bool:  # type: ignore[override]

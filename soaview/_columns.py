@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -45,9 +46,13 @@ class Bound(NamedTuple):
 
     @property
     def field(self) -> Column | Scalar:
-        kind: Any = Scalar if self.rows is None else Column
-        found: Column | Scalar = kind(self.name, self.dtype, self.shape)
-        return found
+        return _field(self.rows is not None, self.name, self.dtype, self.shape)
+
+
+@lru_cache(4096)
+def _field(per_row: bool, name: str, dtype: str, shape: tuple[int, ...]) -> Column | Scalar:
+    """A field, which takes a while to check: events have the same ones."""
+    return Column(name, dtype, shape) if per_row else Scalar(name, dtype, shape)
 
 
 # What has columns

@@ -502,3 +502,31 @@ def test_a_count_of_its_own():
     soa = bind({"x": np.arange(N), "n": np.int32(3), "odd": packed["n"]})
     assert soa.counted("n")["x"].tolist() == [0, 1, 2]
     assert len(soa.counted("odd")) == 2
+
+
+def test_arrays_of_the_next_event():
+    """What owns its memory is bound by its flags alone, after the first; others never are."""
+    for rows in (5, 7, 1):
+        data = {"x": values_of(rows, "f4", rows), "v": values_of((rows, 3), "f8")}
+        soa = bind(data)
+        assert len(soa) == rows
+        assert soa.layout is bind({n: a.copy() for n, a in data.items()}).layout
+        for name, array in data.items():
+            np.testing.assert_array_equal(soa[name], array)
+            assert np.shares_memory(soa[name], array)
+        alive = weakref.ref(data["x"])
+        found = soa["x"]
+        del data, soa, array
+        gc.collect()
+        assert alive() is not None
+        np.testing.assert_array_equal(found, values_of(rows, "f4", rows))
+    x, v = np.zeros(5, "f4"), np.zeros((5, 3), "f8")
+    assert len(bind({"x": x, "v": v}).buffer.pieces) == 2
+    assert not bind({"x": np.zeros(0, "f4"), "v": np.zeros((0, 3), "f8")}).rows
+    x.flags.writeable = False
+    assert bind({"x": x, "v": v}).readonly
+    assert bind({"x": np.zeros(10, "f4")[::2], "v": v})["x"].strides == (8,)
+    same = bind({"x": v, "v": v})
+    assert len(same.buffer.pieces) == 1
+    with pytest.raises(ValueError, match="'v' has 4 rows, and 'x' has 5"):
+        bind({"x": np.zeros(5, "f4"), "v": np.zeros((4, 3), "f8")})
