@@ -69,7 +69,7 @@ def bind(
         raise TypeError(f"readonly must be None, True or False, got {readonly!r:.60}")
     key = _key_of(data) if rows is readonly is None else None
     if key in _OWNING:
-        arrays = [*data.values()]
+        arrays = [*data.values()] if type(data) is dict else [data]
         there = len(arrays[0])
         return SoA(_OWNING[key], Allocations.of(arrays), there, 0, there)  # type: ignore[arg-type]
     given = dict(named(data))
@@ -109,11 +109,14 @@ _PLAIN = 0x1 | 0x4 | 0x100 | 0x400  # C contiguous, owns its data, aligned, writ
 
 
 def _key_of(data: Any) -> tuple[Any, ...] | None:
-    """What tells such arrays of one row count from others; None of anything else.
+    """What tells such arrays of one row count, or records, from others; None of anything else.
 
     An event loop brings new ones each time, and asking each for its address would take longer than
     all the rest.
     """
+    if type(data) is np.ndarray and data.dtype.names is not None:
+        plain = data.flags.num & _PLAIN == _PLAIN and data.ndim == 1 and data.size
+        return (data.dtype,) if plain else None
     if type(data) is not dict or not data:
         return None
     key: list[Any] = []

@@ -144,7 +144,9 @@ class Allocations(Buffer):
         """A buffer for each allocation."""
         if self._pieces is None:
             arrays: Any = self.owner
-            made = tuple([HostBuffer(array, array.nbytes, 1) for array in arrays])
+            sizes = [1 if array.dtype.names else array.itemsize for array in arrays]
+            both = zip(arrays, sizes, strict=True)
+            made = tuple([HostBuffer(array, array.nbytes, size) for array, size in both])
             # Of several threads' the first, for imports are kept there.
             self._pieces = self.imports.setdefault("pieces", made)
         return self._pieces

@@ -286,6 +286,10 @@ def _copies(soa: SoA, spec: Spec, padded: bool, found: Sequence[View | Gather]) 
     """Copies that nobody else holds, in one transfer, and finished."""
     if not found:
         return []
+    if isinstance(soa.buffer, Allocations) and not soa.buffer.on_host:
+        some = spec.subset(*(view.name for view in found))
+        made = [extract(view) for view in views_or_gathers(in_leaves(soa), some)]
+        return [array.block_until_ready() for array in made]
     if not (soa.buffer.on_host or soa.buffer.piecewise):
         # Taken on the device from imports of the whole runs.
         whole = SoA(soa.layout, soa.buffer, soa.capacity, 0, soa.capacity)

@@ -101,7 +101,12 @@ def _inside(soa: SoA, spec: Spec, name: str) -> Verdict:
 def _inside_bound(soa: SoA, spec: Spec, name: str) -> Verdict:
     """Of bound columns, whether each goes in as it is."""
     nbytes, why = 0, ""
-    by_name = dict(zip(soa, leaves(soa), strict=True))
+    try:
+        by_name = dict(zip(soa, leaves(soa), strict=True))
+    except BufferError as error:
+        return Verdict(name, INSIDE, "refused", 0, str(error))
+    if not soa.buffer.on_host:
+        return Verdict(name, INSIDE, "view", 0, "")
     for column in columns_of(spec[name]):
         array = by_name[column]
         past = array.ctypes.data % 64

@@ -77,12 +77,10 @@ def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
 
 def _flatten_bound(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     """Of bound columns a leaf for each, its rows where they lie."""
-    if not soa.buffer.on_host:
-        raise BufferError(
-            f"bound columns on {soa.device} are no argument of jit; pass what arrays(soa, spec) "
-            f"gives, or an SoA in one buffer"
-        )
     layout: Any = soa.layout
+    if not soa.buffer.on_host:
+        both = zip(layout.fields, layout.homes, strict=True)
+        return tuple([_column_of_a_device(soa, *at) for at in both]), (apart(layout), soa.rows)
     mode, found, copied = None, [], False
     for field in layout.fields:
         column = soa[field.name if field.per_row else Value(field.name)]
@@ -96,6 +94,26 @@ def _flatten_bound(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     made = tuple(found), (apart(layout), soa.rows)
     # What was copied does not see what is written later.
     return made if copied else keep(soa, "jax.tree", (mode, made))[1]
+
+
+def _column_of_a_device(soa: SoA, field: Any, home: Any) -> jax.Array:
+    """A matrix of rows and components over the memory itself."""
+    dtype, width, rows = field.dtype, field.components, soa.rows if field.per_row else 1
+    step, steps = field.itemsize, list[int]()
+    for length in reversed(field.shape):
+        steps.insert(0, step)
+        step *= length
+    if home.strides != (*[step] * field.per_row, *steps):
+        raise BufferError(
+            f"column {field.name!r:.80} on {soa.device} is not contiguous (strides {home.strides} "
+            f"bytes), and no argument of jit; take it with copy=None of arrays(soa, spec), or bind "
+            f"a contiguous copy of it"
+        )
+    if dtype in NARROW and not x64():
+        dtype, width = "uint32", width * field.itemsize // 4
+    first = home.offset + (soa.start * step if field.per_row else 0)
+    piece = soa.buffer.piece(home.allocation)
+    return _run_of_a_device(piece, field.name, dtype, (rows, width), first)
 
 
 def in_leaves(soa: SoA) -> SoA:

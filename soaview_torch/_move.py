@@ -8,10 +8,12 @@ from typing import Any, TypeVar, overload
 
 import torch
 
-from soaview import Blocks, Layout, SoA, SoABlocks
-from soaview.adapter import INT64_MAX, Buffer, check_soa, copy_rows
+from soaview import Blocks, Layout, SoA, SoABlocks, Spec, Value
+from soaview.adapter import INT64_MAX, Allocations, Buffer, check_soa, copy_rows
 
 from ._memory import device_of, name_of, to_read
+from ._tensors import tensors
+from ._write import write
 
 
 @overload
@@ -105,7 +107,9 @@ def to(soa: Movable, device: torch.device | str, *, non_blocking: bool = False) 
     target = torch.empty(0, device=device_of(device)).device  # with its number
     if name_of(target) == soa.device:
         return soa
-    if (soa if isinstance(soa, SoABlocks) else soa.buffer).piecewise:
+    if isinstance(soa, SoA) and isinstance(soa.buffer, Allocations) and not soa.buffer.on_host:
+        soa = _packed(soa)
+    elif (soa if isinstance(soa, SoABlocks) else soa.buffer).piecewise:
         soa = copy.deepcopy(soa)
     with torch.inference_mode(False), torch.no_grad():
         source = _bytes(soa.buffer)
@@ -119,6 +123,15 @@ def to(soa: Movable, device: torch.device | str, *, non_blocking: bool = False) 
         moved = empty(soa.layout, soa.rows, device=target)
         _bytes(moved.buffer).copy_(source, non_blocking=non_blocking)
     return moved
+
+
+def _packed(soa: SoA) -> SoA:
+    """Bound columns in one buffer, on their device."""
+    layout: Any = soa.layout
+    spec = Spec({f.name: f.name if f.per_row else Value(f.name) for f in layout.fields})
+    made = empty(layout.laid(), soa.rows, device=device_of(soa.device))
+    write(made, spec, tensors(soa, spec, copy=None))
+    return made
 
 
 def _bytes(buffer: Buffer) -> torch.Tensor:

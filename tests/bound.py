@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import places
 from hypothesis import strategies as st
 
-from soaview import Value
+from soaview import Column, Layout, Spec, Value, bind, views
 
 NUMBERS = ["bool", "int8", "uint16", "int32", "int64", "float16", "float32", "float64", "complex64"]
 
@@ -78,3 +79,28 @@ def wanted(arrays, rows, entry):
         array = arrays[entry]
         return array if array.ndim else np.broadcast_to(array, (rows,))
     return np.stack([arrays[name] for name in entry], axis=1)
+
+
+def of_a_device(rows):
+    """Bound columns of two blocks of memory, by the way that a device's goes; and the blocks."""
+    layout = Layout([Column("x", "float32"), Column("v", "float32", (3,), interleaved=True)])
+    blocks = []
+    for start in (0, 50):
+        memory = places.aligned(np.zeros(layout.nbytes(rows), np.uint8))
+        host = layout.wrap(memory, rows)
+        host["x"][:], host["v"][:] = values_of(rows, "f4", start), values_of((rows, 3), "f4", start)
+        blocks.append((host, places.PretendedMemory().wrap(layout, memory, rows)))
+    (one, a), (other, b) = blocks
+    first, second = bind(a), bind(b)
+    data = {"x": first, "v": first, "y": second, "w": second}
+    taken = {
+        name: view_of(soa, {"x": "x", "v": "v", "y": "x", "w": "v"}[name])
+        for name, soa in data.items()
+    }
+    return bind(taken), one, other
+
+
+def view_of(soa, name):
+    """One column's view."""
+    [view] = views(soa, Spec({name: name}))
+    return view

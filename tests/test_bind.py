@@ -520,6 +520,14 @@ def test_arrays_of_the_next_event():
         gc.collect()
         assert alive() is not None
         np.testing.assert_array_equal(found, values_of(rows, "f4", rows))
+    for rows in (5, 2):
+        records = np.zeros(rows, [("x", "f4"), ("i", "i1"), ("z", "c16")])
+        records["x"], records["z"] = np.arange(rows), 1j
+        soa = bind(records)
+        assert len(soa.buffer.pieces) == 1
+        assert soa["x"].tolist() == list(range(rows))
+        assert soa["z"].tolist() == [1j] * rows
+        assert bind(records[1:])["x"].tolist() == list(range(1, rows))
     x, v = np.zeros(5, "f4"), np.zeros((5, 3), "f8")
     assert len(bind({"x": x, "v": v}).buffer.pieces) == 2
     assert not bind({"x": np.zeros(0, "f4"), "v": np.zeros((0, 3), "f8")}).rows

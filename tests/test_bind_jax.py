@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bound import bound_columns, specs, wanted
+from bound import bound_columns, of_a_device, specs, wanted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,3 +155,29 @@ def test_64_bits_that_are_off():
     assert same["k"].tolist() == records["k"].tolist()
     assert same["d"].tolist() == [1e300] * N
     assert same["x"].tolist() == [1] * N
+
+
+def test_on_a_device():
+    """Columns are imported where they lie, outside of `jit` and as its argument."""
+    soa, one, other = of_a_device(64)
+    [x] = arrays(soa, Spec(x="x"))
+    assert x.unsafe_buffer_pointer() == one["x"].ctypes.data
+    both = np.stack([one["x"], other["x"]], 1)
+    for found in (
+        arrays(soa, Spec(t=["x", "y"]), copy=None),
+        arrays(soa, Spec(t=["x", "y"]), copy=True),
+        jax.jit(lambda soa: arrays(soa, Spec(t=["x", "y"])))(soa),
+    ):
+        np.testing.assert_array_equal(found[0], both)
+    assert {(v.way, v.gives) for v in explain(soa, Spec(x="x", w="w"))} == {
+        ("JAX", "view"),
+        ("JAX inside jit", "view"),
+    }
+    part = jax.jit(lambda soa: arrays(soa, Spec(w="w", x="x")))(soa[16:20])
+    np.testing.assert_array_equal(part[0], other["v"][16:20])
+    np.testing.assert_array_equal(part[1], one["x"][16:20])
+    forward(lambda x, w: x + w.sum(1), (soa, Spec(x="x", w="w")), (soa, Spec(y="y")))
+    np.testing.assert_array_equal(other["x"], one["x"] + other["v"].sum(1))
+    write(soa, Spec(x="x", v="v"), [jnp.ones(64), jnp.ones((64, 3))])
+    assert (one["x"] == 1).all()
+    assert (one["v"] == 1).all()

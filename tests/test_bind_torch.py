@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bound import bound_columns, specs, wanted
+from bound import bound_columns, of_a_device, specs, view_of, wanted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import soaview_torch
 from soaview import Spec, Value, bind
 from soaview_torch import explain, forward, jagged, tensors, to, write
 
@@ -160,3 +161,28 @@ def test_odd_sizes():
     assert memory[-5:] == b"\2" * 5
     assert floats.tolist() == [1] * N
     np.testing.assert_array_equal(z_.numpy(), z)
+
+
+def test_on_a_device():
+    """Each allocation is imported once; what is gathered, packed and written stays there."""
+    soa, one, other = of_a_device(40)
+    assert len(soa.buffer.pieces) == 2
+    v, y = tensors(soa, Spec(v="v", y="y"))
+    assert v.data_ptr() == one["v"].ctypes.data
+    assert y.data_ptr() == other["x"].ctypes.data
+    with pytest.raises(BufferError, match="in memory apart"):
+        tensors(soa, Spec(t=["x", "y"]))
+    [both] = tensors(soa, Spec(t=["x", "y"]), copy=None)
+    np.testing.assert_array_equal(both.numpy(), np.stack([one["x"], other["x"]], 1))
+    packed = soaview_torch._move._packed(soa[3:])
+    for name in soa:
+        [tensor] = tensors(packed, Spec(t=name))
+        np.testing.assert_array_equal(tensor, tensors(soa[3:], Spec(t=name))[0])
+    forward(lambda x, w: x + w.sum(1), (soa, Spec(x="x", w="w")), (soa, Spec(y="y")))
+    np.testing.assert_array_equal(other["x"], one["x"] + other["v"].sum(1))
+    with pytest.raises(ValueError, match="share bytes|written twice"):
+        forward(
+            lambda x: (x, x),
+            (soa, Spec(x="x")),
+            [(soa, Spec(y="y")), (bind({"z": view_of(soa, "y")}), Spec(z="z"))],
+        )
