@@ -134,11 +134,11 @@ def stays(item):
     if not hasattr(item, "callspec"):
         return 1
     if item.path.name != "test_conformance.py":
-        return 16 if {"jax", "jit"} & needed(item.path) else 1  # XLA compiles for most of them
+        return 24 if {"jax", "jit"} & needed(item.path) else 1  # XLA compiles for most of them
     name, adapter = item.originalname, under_test(item)
     if "jit" in adapter or ("jax" in adapter and name == "test_forward"):
-        return 61  # for each of them XLA compiles
-    return 24 if "case" in item.callspec.params else 1
+        return 97  # for each of them XLA compiles
+    return 40 if "case" in item.callspec.params else 1
 
 
 @pytest.hookimpl(tryfirst=True)
