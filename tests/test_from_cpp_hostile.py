@@ -104,9 +104,9 @@ def test_text_without_end():
 
 def test_the_patterns_never_go_back():
     """The expressions that see the whole text repeat possessively, but where they must end."""
-    from soaview import _cpp_names
+    from soaview import _cpp_names, _cpp_text
 
-    for pattern in (_cpp_names._NOISE, _cpp_names._NAMES):
+    for pattern in (_cpp_text._NOISE, _cpp_text._CUT, _cpp_text._BRANCH, _cpp_names._NAMES):
         repeats = re.findall(
             r"[])\w][*+](?!\+)", re.sub(r"\[(?:\\.|[^]])*\]", "[]", pattern.pattern)
         )

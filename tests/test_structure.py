@@ -45,6 +45,7 @@ LADDER = [
     "_arrange",
     "_draw",
     "_notebook",
+    "_cpp_text",
     "_cpp_names",
     "_cpp",
     "_explain",
