@@ -149,6 +149,7 @@ class Header:
 
     def _fields(self, declared: Named) -> list[Column | Scalar]:
         found: list[Column | Scalar] = []
+        known: dict[str, _Type] = {}
         for macro, tokens, at in self._entries(declared):
             if len(found) == MAX_FIELDS:
                 raise ValueError(f"a layout has at most {MAX_FIELDS} fields, and here are more")
@@ -162,7 +163,10 @@ class Header:
                     where, f"expected {macro}(type, name), got {_spelled(tokens)!r:.60}"
                 )
             where = where._replace(field=tokens[-1])
-            dtype, shape, order, eigen = self._type(" ".join(tokens[:-2]), where)
+            of = " ".join(tokens[:-2])
+            if of not in known:
+                known[of] = self._type(of, where)
+            dtype, shape, order, eigen = known[of]
             if macro == "SOA_EIGEN_COLUMN" and not eigen:
                 raise self._names.error(
                     where, "SOA_EIGEN_COLUMN takes a matrix or vector of Eigen's"
@@ -252,10 +256,11 @@ class Header:
         why = ", which may need more than an int" if found and found.kind == "enum" else ""
         if found is None and named and _EIGEN.fullmatch(named[1]):
             why = f"; if it is Eigen's, write Eigen::{named[1]} in the text"
-        key = repr(spelled) if len(spelled) < 78 else "NAME"
+        short = len(spelled) < 78
+        told, key = (repr(spelled),) * 2 if short else (f"{spelled[:70]!r}...", "NAME")
         raise self._names.error(
             where,
-            f"type {spelled!r:.80} is {what}{why}; if it is a number, pass its dtype, as in "
+            f"type {told} is {what}{why}; if it is a number, pass its dtype, as in "
             f"types={{{key}: 'uint32'}}, else put its declaration before the text",
         )
 
@@ -309,9 +314,7 @@ class Header:
             or not low <= value < 1 << (1 if dtype == "bool" else bits)
         ):
             raise self._names.error(
-                where,
-                f"{found.name!r:.60} is no integer that its type holds as it is; pass its value, "
-                f"as in constants={{{found.name!r:.60}: 5}}",
+                where, f"{found.name!r:.60} is no integer of its type; pass it by constants="
             )
         return value
 

@@ -151,14 +151,15 @@ class Names:
         if parts[0] == "":
             here, parts = self._root, parts[1:]
         first, start, at = parts[0], here, where.at
-        unread = foreign = math.inf
+        none = unread = foreign = math.inf
         while here is not None:
-            if here is not start:
-                unread = min(unread, here.heads.get(first, math.inf))
-            both = here.names.get(first), here.inner.get(first)
-            if any(found is not None and found.at < at for found in both):
+            if here is not start and first in here.heads:
+                unread = min(unread, here.heads[first])
+            if first in here.names and here.names[first].at < at:
                 break
-            unread = min(unread, here.unread.get(first, math.inf))
+            if first in here.inner and here.inner[first].at < at:
+                break
+            unread = min(unread, here.unread.get(first, none))
             foreign = min(foreign, here.foreign)
             here = here.outer
         if unread < at:

@@ -23,8 +23,8 @@ _NOISE = re.compile(
 )
 _CUT = re.compile(r"[/*](?:\\[^\S\n]*+\n)++[/*]")
 _BRANCH = re.compile(
-    r"\#(?P<kind>if\ 0\b|if|endif|else\b|el)"
-    r"(?P<guard>ndef\ (?P<macro>\w++)\ \#\s*+\#define\ (?P=macro)\ )?"
+    r"\#define\ (?P<defined>\w++)|\#(?P<kind>if\ 0\b|if|endif|else\b|el)"
+    r"(?:ndef\ (?P<guard>\w++)\ \#\s*+\#define\ (?P=guard)\ )?"
 )
 
 _INTEGER = re.compile(r"(?:(0[xX][0-9a-fA-F]+|0[bB][01]+)|(0[0-7]+)|(\d+))[uUlLzZ]*")
@@ -105,15 +105,18 @@ class Branches:
     def __init__(self, text: str) -> None:
         self._starts: list[int] = []
         self._branches: list[_Branch | None] = []
-        now, depth, guards = None, 0, set[str]()
+        now, depth, defined = None, 0, set[str]()
         for found in _BRANCH.finditer(text):
             kind = found["kind"]
+            if kind is None:
+                defined.add(found["defined"])
+                continue
             if kind.startswith("if"):
                 depth += 1
                 if depth > NESTING:
                     raise _refused(text, found.start(), f"more than {NESTING} #if in each other")
-                guard = found["macro"] is not None and found["macro"] not in guards
-                guards |= {found["macro"] or ""}
+                guard = found["guard"] is not None and found["guard"] not in defined
+                defined.add(found["guard"])
                 now = _Branch(now, [], kind, guard)
                 now.group.append(now)
             elif now is not None:
@@ -164,27 +167,25 @@ def fits_int(body: str) -> bool:
     for each in body.split(","):
         name, equals, text = (part.strip() for part in each.partition("="))
         if name or equals:
-            value = value + 1 if not equals else 0
+            value = 0 if equals else value + 1
             for term in text.split("|") if equals else ():
-                found = _TERM.fullmatch(term)
-                if found is None or (part := _term(*found.groups(), known)) is None:
+                part = _term(term, known)
+                if part is None:
                     return False
                 value |= part
-            if not re.fullmatch(r"[^\W\d]\w*", name) or not -(1 << 31) <= value < 1 << 31:
+            if not name.isidentifier() or not -(1 << 31) <= value < 1 << 31:
                 return False
             known[name] = value
     return True
 
 
-def _term(
-    minus: str | None,
-    digits: str | None,
-    name: str | None,
-    shift: str | None,
-    known: dict[str, int],
-) -> int | None:
+def _term(text: str, known: dict[str, int]) -> int | None:
     """An enumerator's value, or a part of it; None where that is not certain."""
-    value = integer(digits) if digits else known.get(name or "")
+    found = _TERM.fullmatch(text)
+    if found is None:
+        return None
+    minus, digits, name, shift = found.groups()
+    value = integer(digits) if digits else known.get(name)
     if value is None or value >= 1 << 31 or (minus and (shift or not (digits or "").isdigit())):
         return None
     return -value if minus else value << min(int((shift or "0")[:9]), 99)

@@ -41,6 +41,22 @@ HOSTILE = {
     "stars": lambda n: f"using A = int{'*' * n};{FIELD}",
     "scopes": lambda n: f"using A = {'a::' * n}a;{FIELD}",
     "commas": lambda n: f"GENERATE_SOA_LAYOUT(L{',' * n})",
+    "static": lambda n: "static inline " * (n // 14) + FIELD,
+    "names not understood": lambda n: "".join(f"int A{i}(3);" for i in range(n // 14)) + FIELD,
+    "a name not understood": lambda n: "{DECLARE(A)}" * (n // 12) + FIELD,
+    "const, and no declaration": lambda n: f"f({' ' * n}const int N = 3);" + FIELD,
+    "templates": lambda n: "template <class A> " * (n // 19) + f"struct X {{ {FIELD} }}",
+    "#define": lambda n: "#define A A\n" * (n // 12) + FIELD,
+    "a string in a directive": lambda n: "#define X " + '"\\' * (n // 2) + "\n" + FIELD,
+    "apostrophes in a directive": lambda n: "#error " + "'\\" * (n // 2) + "\n" + FIELD,
+    "#if in #if": lambda n: "#if X\n" * 200 + "#if X\n#endif\n" * (n // 13) + FIELD,
+    "include guards": lambda n: (
+        "".join(f"#ifndef A{i}\n#define A{i}\n" for i in range(200))
+        + "#if X\nusing A = int;\n#endif\n" * (n // 29)
+        + FIELD
+    ),
+    "enumerators": lambda n: f"enum A {{ {'a, ' * (n // 3)} b = x }};{FIELD}",
+    "splices": lambda n: "/" + "\\\n" * (n // 2) + FIELD,
     "control characters": lambda n: "\x00\x01" * (n // 2),
 }
 
