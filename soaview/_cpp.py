@@ -12,9 +12,10 @@ from operator import add, and_, floordiv, lshift, mod, mul, or_, sub, xor
 from typing import Any, NamedTuple
 
 from ._blocks import Blocks
-from ._cpp_names import BLOCKS, LAYOUT, Named, Names, Where, integer
+from ._cpp_names import BLOCKS, LAYOUT, Named, Names, Where
+from ._cpp_text import integer
 from ._dtypes import ITEMSIZE, exact_int
-from ._fields import Column, Scalar, check_name, listed, no_such
+from ._fields import MAX_FIELDS, Column, Scalar, check_name, listed, no_such
 from ._layout import Layout
 from ._nested import MAX_DEPTH
 
@@ -26,6 +27,7 @@ _DEPTH = 50  # of names that stand for names, and of templates and parentheses i
 _METHODS = {f"SOA_{c}{of}METHODS" for c in ("", "CONST_") for of in ("", "ELEMENT_", "VIEW_")}
 
 _TOKEN = re.compile(r"\.?\d(?:'?\w|\.)*|[^\W\d]\w*|::|<<|\S")
+_STORAGE = {"static", "inline", "extern", "constexpr", "const"}
 _QUALIFIERS = {"const", "volatile", "typename", "struct", "class", "enum"}
 _NAME = re.compile(r"((?:::)?\w++(?:::\w++)*+)(?:<(.*)>)?", re.DOTALL)
 
@@ -92,15 +94,15 @@ class Header:
 
     def _blocks(self, declared: Named, alignment: int, depth: int) -> Blocks:
         found: dict[str, Layout | Blocks] = {}
-        where = Where(declared.path, declared.at)
+        where = Where(declared.scope, declared.at)
         for macro, tokens, at in self._entries(declared):
-            where = Where(declared.path, at)
-            if macro != "SOA_BLOCK" or len(tokens) < 3 or tokens[1] != ",":
+            where = Where(declared.scope, at)
+            if macro != "SOA_BLOCK" or tokens[1:2] != [","] or not tokens[0].isidentifier():
                 raise self._names.error(
                     where, f"expected SOA_BLOCK(name, layout), got {macro!r:.60}"
                 )
             where = where._replace(field=tokens[0])
-            layout = self._names.find([part for part in tokens[2:] if part != "::"], where)
+            layout = self._names.find("".join(tokens[2:]).split("::"), where)
             if layout is None or layout.kind not in (LAYOUT, BLOCKS):
                 raise self._names.error(
                     where,
@@ -134,7 +136,7 @@ class Header:
                 f"{listed(names)}"
             )
         *scopes, last = [names[0]] if name is None else check_name("layout", name).split("::")
-        chosen = [f for f in there if f.name == last and _ends(f.path, scopes)]
+        chosen = [f for f in there if f.name == last and f.scope.ends(scopes)]
         if not chosen:
             raise KeyError(no_such(macro, name, names))
         if len(chosen) > 1:
@@ -147,18 +149,24 @@ class Header:
 
     def _fields(self, declared: Named) -> list[Column | Scalar]:
         found: list[Column | Scalar] = []
+        known: dict[str, _Type] = {}
         for macro, tokens, at in self._entries(declared):
-            where = Where(declared.path, at)
+            if len(found) == MAX_FIELDS:
+                raise ValueError(f"a layout has at most {MAX_FIELDS} fields, and here are more")
+            where = Where(declared.scope, at)
             if macro not in ("SOA_COLUMN", "SOA_SCALAR", "SOA_EIGEN_COLUMN"):
                 raise self._names.error(
                     where, f"unknown macro {macro!r:.60} in {declared.name!r:.60}"
                 )
-            if len(tokens) < 3 or tokens[-2] != ",":
+            if tokens[-2:-1] != [","] or len(tokens) < 3 or not tokens[-1].isidentifier():
                 raise self._names.error(
                     where, f"expected {macro}(type, name), got {_spelled(tokens)!r:.60}"
                 )
             where = where._replace(field=tokens[-1])
-            dtype, shape, order, eigen = self._type(" ".join(tokens[:-2]), where)
+            of = " ".join(tokens[:-2])
+            if of not in known:
+                known[of] = self._type(of, where)
+            dtype, shape, order, eigen = known[of]
             if macro == "SOA_EIGEN_COLUMN" and not eigen:
                 raise self._names.error(
                     where, "SOA_EIGEN_COLUMN takes a matrix or vector of Eigen's"
@@ -176,7 +184,7 @@ class Header:
                     adjacent = bool(shape) and not eigen
                     found.append(Column(tokens[-1], dtype, shape, order, interleaved=adjacent))
             except ValueError as error:
-                raise self._names.error(Where((), at), str(error)) from None
+                raise self._names.error(Where(where.scope, at), str(error)) from None
         return found
 
     def _entries(self, declared: Named) -> Iterator[tuple[str, list[str], int]]:
@@ -184,7 +192,9 @@ class Header:
         tokens = [(m[0], declared.at + m.start()) for m in _TOKEN.finditer(declared.text)]
         tokens += [("", declared.at + len(declared.text))] * 3
         if '"' in declared.text.replace('""', ""):
-            raise self._names.error(Where((), declared.at), "a quotation mark is not closed")
+            raise self._names.error(
+                Where(declared.scope, declared.at), "a quotation mark is not closed"
+            )
         i = 0
         while tokens[i][0]:
             (comma, _), (macro, at), (bracket, _) = tokens[i : i + 3]
@@ -192,7 +202,7 @@ class Header:
                 got = _spelled([comma, macro, bracket])
                 also = "; resolve what is the preprocessor's first" if "#" in (comma, macro) else ""
                 raise self._names.error(
-                    Where((), tokens[i + (comma == ",")][1]),
+                    Where(declared.scope, tokens[i + (comma == ",")][1]),
                     f"expected a comma and a macro such as SOA_COLUMN(float, pt), got {got!r:.60}"
                     f"{also}",
                 )
@@ -209,8 +219,8 @@ class Header:
         """Where a name stands, or what is in brackets: one deeper."""
         if where.depth == _DEPTH:
             raise self._names.error(where, f"names or brackets more than {_DEPTH} deep in others")
-        path, at = (where.path, where.at) if found is None else (found.path, found.at)
-        return Where(path, at, where.field, where.depth + 1)
+        scope, at = (where.scope, where.at) if found is None else (found.scope, found.at)
+        return Where(scope, at, where.field, where.depth + 1)
 
     def _tokens(self, text: str, where: Where) -> list[str]:
         if len(text) > _LONGEST:
@@ -227,6 +237,8 @@ class Header:
                 where, f"{spelled!r:.80} is a pointer: what it leads to lies in other memory"
             )
         named = _NAME.fullmatch(spelled)
+        if not named:
+            self._names.no_macro(words, where)
         found = self._names.find(named[1].split("::"), where) if named else None
         if found is None:
             plain = words[words[:1] == ["::"] :]
@@ -242,15 +254,22 @@ class Header:
             return _Type(*found.known)
         what = f"the {found.kind} of line {self._names.line(found.at)}" if found else "unknown"
         why = ", which may need more than an int" if found and found.kind == "enum" else ""
+        if found is None and named and _EIGEN.fullmatch(named[1]):
+            why = f"; if it is Eigen's, write Eigen::{named[1]} in the text"
+        short = len(spelled) < 78
+        told, key = (repr(spelled),) * 2 if short else (f"{spelled[:70]!r}...", "NAME")
         raise self._names.error(
             where,
-            f"type {spelled!r:.80} is {what}{why}; if it is a number, pass its dtype, as in "
-            f"types={{{spelled!r:.80}: 'uint32'}}, else put its declaration before the text",
+            f"type {told} is {what}{why}; if it is a number, pass its dtype, as in "
+            f"types={{{key}: 'uint32'}}, else put its declaration before the text",
         )
 
     def _template(self, name: str, given: list[str], where: Where) -> _Type | None:
         """What `std::array`, `std::complex` and Eigen's classes are with these arguments."""
         inner = self._below(where)
+        name = name.removeprefix("::")
+        if where.scope.path()[:1] == ["Eigen"] and _EIGEN.fullmatch(name):
+            name = f"Eigen::{name}"
         if name.removeprefix("std::") == "array" and len(given) == 2:
             each, n = self._type(given[0], inner), self._value(given[1], inner)
             return _Type(each.dtype, (n, *each.shape), "C")
@@ -283,6 +302,22 @@ class Header:
             raise self._no_integer(tokens, where)
         return value
 
+    def _constant(self, found: Named, where: Where) -> int:
+        """A constant's value, which its type must hold: C++ would make another of it."""
+        of = [word for word in found.of.split() if word not in _STORAGE]
+        dtype, shape, *_ = self._type("int" if of == ["auto"] else " ".join(of), where)
+        value, bits = self._value(found.text, where), 8 * ITEMSIZE[dtype] - (dtype[0] == "i")
+        low = -(1 << bits) if dtype[0] == "i" else 0
+        if (
+            shape
+            or dtype[0] not in "uib"
+            or not low <= value < 1 << (1 if dtype == "bool" else bits)
+        ):
+            raise self._names.error(
+                where, f"{found.name!r:.60} is no integer of its type; pass it by constants="
+            )
+        return value
+
     def _no_integer(self, tokens: list[str], where: Where) -> ValueError:
         return self._names.error(
             where,
@@ -300,15 +335,17 @@ class Header:
             if (shifted and not 0 <= right < 64) or (divided and (value < 0 or right < 1)):
                 raise self._no_integer(tokens, where)
             value = _RESULTS[sign](value, right)
-            if abs(value) >= 1 << 31:  # where an int ends in C++
+            if not 0 <= value < 1 << 31:  # where an int ends in C++, or an unsigned one begins
                 raise self._no_integer(tokens, where)
         return value, i
 
     def _operand(self, tokens: list[str], i: int, where: Where) -> tuple[int, int]:
         token = tokens[i] if i < len(tokens) else ""
         if token == "-":
-            value, i = self._operand(tokens, i + 1, self._below(where))
-            return -value, i
+            number = integer("".join(tokens[i + 1 : i + 2]))
+            if number is None or number >= 1 << 31 or tokens[i + 1][-1] in "uU":
+                raise self._no_integer(tokens, where)
+            return -number, i + 2
         if token == "(":
             value, i = self._sum(tokens, i + 1, 0, self._below(where))
             if tokens[i : i + 1] != [")"]:
@@ -323,18 +360,11 @@ class Header:
         found = None if name in self._constants else self._names.find(name.split("::"), where)
         if found is not None and found.kind == "constant":
             if found.known is None:
-                found.known = self._value(found.text, self._below(where, found))
+                found.known = self._constant(found, self._below(where, found))
             return int(found.known), end
         if name not in self._constants:
             raise self._no_integer(tokens[i:end], where)
         return self._constants[name], end
-
-
-def _ends(path: tuple[str, ...], scopes: list[str]) -> bool:
-    """Whether a path ends with these scopes; from `::` on, whether it is them."""
-    if scopes[:1] == [""]:
-        return [*path] == scopes[1:]
-    return not scopes or [*path[-len(scopes) :]] == scopes
 
 
 def _spelled(tokens: list[str]) -> str:

@@ -41,6 +41,22 @@ HOSTILE = {
     "stars": lambda n: f"using A = int{'*' * n};{FIELD}",
     "scopes": lambda n: f"using A = {'a::' * n}a;{FIELD}",
     "commas": lambda n: f"GENERATE_SOA_LAYOUT(L{',' * n})",
+    "static": lambda n: "static inline " * (n // 14) + FIELD,
+    "names not understood": lambda n: "".join(f"int A{i}(3);" for i in range(n // 14)) + FIELD,
+    "a name not understood": lambda n: "{DECLARE(A)}" * (n // 12) + FIELD,
+    "const, and no declaration": lambda n: f"f({' ' * n}const int N = 3);" + FIELD,
+    "templates": lambda n: "template <class A> " * (n // 19) + f"struct X {{ {FIELD} }}",
+    "#define": lambda n: "#define A A\n" * (n // 12) + FIELD,
+    "a string in a directive": lambda n: "#define X " + '"\\' * (n // 2) + "\n" + FIELD,
+    "apostrophes in a directive": lambda n: "#error " + "'\\" * (n // 2) + "\n" + FIELD,
+    "#if in #if": lambda n: "#if X\n" * 200 + "#if X\n#endif\n" * (n // 13) + FIELD,
+    "include guards": lambda n: (
+        "".join(f"#ifndef A{i}\n#define A{i}\n" for i in range(200))
+        + "#if X\nusing A = int;\n#endif\n" * (n // 29)
+        + FIELD
+    ),
+    "enumerators": lambda n: f"enum A {{ {'a, ' * (n // 3)} b = x }};{FIELD}",
+    "splices": lambda n: "/" + "\\\n" * (n // 2) + FIELD,
     "control characters": lambda n: "\x00\x01" * (n // 2),
 }
 
@@ -104,9 +120,9 @@ def test_text_without_end():
 
 def test_the_patterns_never_go_back():
     """The expressions that see the whole text repeat possessively, but where they must end."""
-    from soaview import _cpp_names
+    from soaview import _cpp_names, _cpp_text
 
-    for pattern in (_cpp_names._NOISE, _cpp_names._NAMES):
+    for pattern in (_cpp_text._NOISE, _cpp_text._CUT, _cpp_text._BRANCH, _cpp_names._NAMES):
         repeats = re.findall(
             r"[])\w][*+](?!\+)", re.sub(r"\[(?:\\.|[^]])*\]", "[]", pattern.pattern)
         )

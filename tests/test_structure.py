@@ -46,6 +46,7 @@ LADDER = [
     "_arrange",
     "_draw",
     "_notebook",
+    "_cpp_text",
     "_cpp_names",
     "_cpp",
     "_explain",
