@@ -21,7 +21,7 @@ N = 5
 
 
 @given(bound_columns())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_values_and_addresses(case):
     """Every column is read where it lies, also of a slice, and packed as it is."""
     rows, data = case
@@ -51,7 +51,7 @@ def test_values_and_addresses(case):
 
 
 @given(bound_columns(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_several_columns(case, data):
     """They are one view exactly where one stride leads through them, and are gathered else."""
     rows, arrays = case

@@ -25,7 +25,7 @@ def aligned(shape, dtype):
 
 
 @given(bound_columns(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_values(case, data):
     """Copied or not, inside of `jit` and outside: what NumPy makes of the same arrays."""
     rows, given_ = case

@@ -18,7 +18,7 @@ N = 5
 
 
 @given(bound_columns(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_values_and_addresses(case, data):
     """With every `copy=` what NumPy makes of the same arrays, where they lie or in new memory."""
     rows, arrays = case

@@ -83,7 +83,7 @@ def steps(text):
     return count
 
 
-@pytest.mark.slow_but_every(13)
+@pytest.mark.slow_but_every(50)
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_text(kind):
     """Text that is made to do harm ends in one sentence, in steps that grow as its length does."""

@@ -221,6 +221,7 @@ def test_names_that_cpp_has_not(name):
         Blocks.from_cpp(text)
 
 
+@pytest.mark.slow
 def test_scopes_and_fields_in_time():
     """Neither deep scopes under many `#if`s, nor many fields in deep scopes, take long."""
     begun = time.process_time()
