@@ -13,7 +13,7 @@ from ._buffer import Buffer
 from ._device import buffer_of, located, pointed
 from ._dtypes import ITEMSIZE, dtype_name
 from ._fields import Column, Scalar
-from ._frameworks import check_storage
+from ._frameworks import check_storage, detached
 from ._soa import SoA
 from ._spec import Spec, Value
 from ._typed import Asked
@@ -240,11 +240,20 @@ def _host_array(value: Any) -> NDArray[Any] | None:
     if library in ("pandas", "polars", "pyarrow"):
         return _of_frame(value, library)
     if hasattr(type(value), "__dlpack_device__"):
-        kind, _ = value.__dlpack_device__()
-        if kind != 1:  # DLPack's number of the host
-            return None
-        check_storage(value)
-        return np.from_dlpack(value.detach() if hasattr(value, "detach") else value)
+        try:
+            kind, _ = value.__dlpack_device__()
+            if kind != 1:  # DLPack's number of the host
+                return None
+            check_storage(value)
+            plain = detached(value)
+            # Torch's own says which storage it is of.
+            own = hasattr(plain, "untyped_storage")
+            found: NDArray[Any] = plain.numpy() if own else np.from_dlpack(plain)
+        except Exception as error:  # theirs are of many kinds
+            raise BufferError(
+                f"{type(value).__name__} gives no array over its memory ({error}); {_PACK}"
+            ) from None
+        return found
     if hasattr(value, "__cuda_array_interface__"):
         return None
     if hasattr(value, "__array_interface__"):

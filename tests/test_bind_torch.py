@@ -186,3 +186,21 @@ def test_on_a_device():
             (soa, Spec(x="x")),
             [(soa, Spec(y="y")), (bind({"z": view_of(soa, "y")}), Spec(z="z"))],
         )
+
+
+def test_torchs_own_memory():
+    """Tensors of one storage are in one allocation, and the storage lives as long as they do."""
+    block = torch.arange(4.0 * N).view(4, N)
+    soa = bind(
+        {"a": block[0], "b": block[1], "c": block[3], "g": torch.ones(N, requires_grad=True)}
+    )
+    assert len(soa.buffer.pieces) == 2
+    [ab] = tensors(soa, Spec(t=["a", "b"]))
+    assert ab.data_ptr() == block.data_ptr()
+    ab[:] = 7
+    assert (block[:2] == 7).all()
+    del block, ab
+    assert soa["c"].tolist() == [15, 16, 17, 18, 19]
+    for odd in (torch.arange(3) * 1j, torch.arange(3.0).to_sparse(), torch.zeros(3, device="meta")):
+        with pytest.raises((BufferError, TypeError, ValueError), match="column 'x'"):
+            bind({"x": odd.conj() if odd.is_complex() else odd})
