@@ -43,8 +43,10 @@ _TOKEN = re.compile(r"\w+|::|->|[^\w\s]")
 _BEFORE = {">", "*", "&", "]", ")", ",", "{", "::", "."}
 _AFTER = {*"=;,{([:)}.", "final", "alignas", "__attribute__"}
 _NO_TYPE = re.compile(
-    "return|throw|case|goto|new|delete|sizeof|alignof|alignas|decltype|typedef|static|inline|constexpr"
-    "|virtual|explicit|friend|mutable|extern|operator|else|do|if|while|switch"
+    "return|throw|case|goto|new|delete|sizeof|alignof|alignas|decltype|operator|else|do|if|while|switch"
+)
+_SPECIFIER = re.compile(
+    "typedef|static|inline|constexpr|virtual|explicit|friend|mutable|extern|const|volatile|typename"
 )
 _BUILT_IN = re.compile(
     r"[\d_]\d*|void|auto|bool|char|short|int|long|signed|unsigned|float|double|const|std"
@@ -361,7 +363,7 @@ def _declares(two_before: str, before: str, name: str, after: str) -> bool:
     elif after == ">":
         found = before == "." or (typed and before not in ("const", "volatile"))
     else:
-        typed = typed and before not in ("const", "volatile", "typename")
+        typed = typed and not _SPECIFIER.fullmatch(before)
         found = _is_name(after) and (typed or before in ("]", ")"))
     return found and not _BUILT_IN.fullmatch(name)
 

@@ -75,7 +75,10 @@ def cleaned(text: str) -> str:
                 pieces.append("#if 0 #")
                 out = 1
         pieces.append(("" if out else left) + "\n" * noise.count("\n"))
-    return "".join([*pieces, "" if out else text[at:]])
+    clean = "".join([*pieces, "" if out else text[at:]])
+    if (digraph := re.search("<%|%>|%:", clean)) is not None:
+        raise _refused(clean, digraph.start(), f"{digraph[0]} is not read; write the sign itself")
+    return clean
 
 
 @dataclass(slots=True, eq=False)
