@@ -69,9 +69,8 @@ def test_several_columns(case, data):
     at = [array.__array_interface__["data"][0] for array in some]
     steps = set(np.diff(at).tolist()) or {size}
     aligned = not any(n % size for n in (*at, *some[0].strides)) or not some[0].size
-    one = (len({id(array.base) for array in some}) == 1 or len(set(names)) == 1) and len(
-        {array.strides for array in some}
-    ) == 1
+    owners = {id(array if array.base is None else array.base) for array in some}
+    one = len(owners) == len({array.strides for array in some}) == 1
     strided = len(steps) == 1 and min(steps) > 0 and not min(steps) % size
     spec = Spec(t=names)
     wanted = np.stack(some, axis=1)
