@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from ._buffer import Buffer, HostBuffer
 from ._device import DeviceBuffer, buffer_of
 from ._dtypes import check_capacity, check_rows
-from ._fields import check_name, freeze, no_such
+from ._fields import check_name, freeze, no_such, shown
 from ._host import aligned_zeros
 from ._json import Described, check_keys
 from ._layout import Layout
@@ -124,7 +124,7 @@ class Blocks(Mapping[str, Any], Described):
     def describe(self, rows: Mapping[str, Any]) -> str:
         """The memory maps of the blocks, one after another; offsets count from a block's start."""
         maps = [
-            f"{leaf.name}: from byte {leaf.first} on, {leaf.layout.describe(leaf.rows)}"
+            f"{shown(leaf.name)}: from byte {leaf.first} on, {leaf.layout.describe(leaf.rows)}"
             for leaf in leaves(self, row_counts(self, rows, check_rows))
         ]
         return "\n\n".join(maps)
@@ -392,4 +392,4 @@ class SoABlocks(Mapping[str, Any]):
         return html_of_blocks(self)
 
     def __repr__(self) -> str:
-        return f"SoABlocks({', '.join(f'{name}: {soa!r}' for name, soa in self.items())})"
+        return f"SoABlocks({', '.join(f'{shown(name)}: {soa!r}' for name, soa in self.items())})"
