@@ -42,6 +42,7 @@ LADDER = [
     "_pack",
     "_offsets",
     "_describe",
+    "_order",
     "_arrange",
     "_draw",
     "_notebook",
