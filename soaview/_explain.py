@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ._dtypes import ITEMSIZE
+from ._fields import shown
 from ._soa import SoA
 from ._spec import Spec
 from ._views import Gather, View, views_or_gathers
@@ -110,18 +111,20 @@ class Explanation:
 
     def __str__(self) -> str:
         width = max((len(v.way) for v in self.verdicts), default=0)
+        found: dict[str, list[Verdict]] = {tensor.name: [] for tensor in self.tensors}
+        for v in self.verdicts:
+            found.setdefault(v.tensor, []).append(v)
         lines = []
         for tensor in self.tensors:
             strides = f"strides {tensor.strides}" if isinstance(tensor, View) else "no strides"
-            lines.append(f"{tensor.name}: {tensor.dtype_name} {tensor.shape}, {strides}")
+            lines.append(f"{shown(tensor.name)}: {tensor.dtype_name} {tensor.shape}, {strides}")
             said: list[str] = []
-            for v in self.verdicts:
-                if v.tensor == tensor.name:
-                    what = f"copy of {v.nbytes:,} bytes" if v.gives == COPY else v.gives
-                    known = max(filter(v.why.startswith, said), key=len, default="")
-                    why = f"as above{v.why[len(known) :]}" if known else v.why
-                    lines.append(f"  {v.way:{width}}  {what}{': ' * bool(why)}{why}")
-                    said += [v.why] * bool(v.why)
+            for v in found[tensor.name]:
+                what = f"copy of {v.nbytes:,} bytes" if v.gives == COPY else v.gives
+                known = max(filter(v.why.startswith, said), key=len, default="")
+                why = f"as above{v.why[len(known) :]}" if known else v.why
+                lines.append(f"  {v.way:{width}}  {what}{': ' * bool(why)}{why}")
+                said += [v.why] * bool(v.why)
         return "\n".join(lines)
 
     __repr__ = __str__
