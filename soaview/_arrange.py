@@ -12,7 +12,7 @@ from typing import Any
 
 from ._fields import Column, Scalar, listed, shown
 from ._layout import Layout
-from ._order import Steps, Tensors, TooLongError, circle_of, orders_of
+from ._order import Steps, TooLongError, circle_of, orders_of
 from ._resolve import resolved, same_strides
 from ._spec import Spec, columns_of, repeated
 from ._views import check_spec
@@ -51,9 +51,13 @@ def arrange(fields: Iterable[Any], specs: Spec | list[Spec], alignment: int) -> 
             ) from None
         if orders is None:
             raise ValueError(_conflict(sizes, tensors[kind]))
+        ends: dict[int, list[int]] = {}
+        for tensor in asked:
+            if len(tensor) > 2:  # two columns may be any distance apart
+                ends.setdefault(tensor[0], []).append(tensor[-1])
         for order in orders:
             latest = 0  # a piece comes when those before it have come, and it is the earliest
-            for piece in _pieces(order, asked):
+            for piece in _pieces(order, ends):
                 found = [positions[n] for n in piece]
                 latest = max(latest, min(found))
                 pieces.append((latest, found))
@@ -102,21 +106,16 @@ def _check_some_order_helps(layout: Layout, name: str, columns: tuple[str, ...])
         raise ValueError(f"tensor {name!r}: no order helps: {why}")
 
 
-def _pieces(order: list[int], tensors: Tensors) -> list[list[int]]:
-    """The order in pieces that nothing may come between: two columns may be any distance apart."""
+def _pieces(order: list[int], ends: dict[int, list[int]]) -> list[list[int]]:
+    """The order in pieces that nothing may come between, for tensors' ends by where they start."""
     place = {number: at for at, number in enumerate(order)}
-    reach = list(range(len(order)))  # the last place of a tensor that starts at this one
-    for tensor in tensors:
-        if len(tensor) > 2 and tensor[0] in place:
-            first, last = place[tensor[0]], place[tensor[-1]]
-            reach[first] = max(reach[first], last)
     out: list[list[int]] = []
-    end = -1
+    reach = -1
     for at, number in enumerate(order):
-        if at > end:
+        if at > reach:
             out.append([])
         out[-1].append(number)
-        end = max(end, reach[at])
+        reach = max([reach, at, *(place[end] for end in ends.get(number, ()))])
     return out
 
 

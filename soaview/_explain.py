@@ -111,6 +111,9 @@ class Explanation:
 
     def __str__(self) -> str:
         width = max((len(v.way) for v in self.verdicts), default=0)
+        found: dict[str, list[Verdict]] = {tensor.name: [] for tensor in self.tensors}
+        for v in self.verdicts:
+            found.setdefault(v.tensor, []).append(v)
         lines = []
         told: dict[str, list[Verdict]] = {}
         for verdict in self.verdicts:
@@ -119,7 +122,7 @@ class Explanation:
             strides = f"strides {tensor.strides}" if isinstance(tensor, View) else "no strides"
             lines.append(f"{shown(tensor.name)}: {tensor.dtype_name} {tensor.shape}, {strides}")
             said: list[str] = []
-            for v in told.get(tensor.name, ()):
+            for v in found[tensor.name]:
                 what = f"copy of {v.nbytes:,} bytes" if v.gives == COPY else v.gives
                 known = max(filter(v.why.startswith, said), key=len, default="")
                 why = f"as above{v.why[len(known) :]}" if known else v.why

@@ -128,12 +128,12 @@ class Layout(Fields, Described):
     ) -> Layout:
         """A layout of the fields in an order in which every tensor of the specs is a strided view.
 
-        As they are declared, if that will do. Otherwise fields of equal room stand together, the
-        earliest declared first as far as the tensors allow.
+        As declared, if that will do. If only tensors of two columns are asked for, each place takes
+        the earliest declared field that may stand there; for longer ones more fields may move.
 
         Raises:
             ValueError: there is none; it names a few tensors that cannot be had together. Or that
-                was not found out in a few seconds, which more than 16 tensors can come to.
+                was not found out in about a second, which more than 16 tensors can come to.
             KeyError, TypeError: as `views`.
 
         >>> fields = [Column(name, "float32") for name in ("eta", "e", "pt", "phi")]

@@ -51,7 +51,7 @@ def orders_of(sizes: Sequence[int], tensors: Tensors, steps: Steps) -> list[list
     for size, group in groups.items():
         order = _order(len(group), asked[size], steps)
         if order is None:
-            if len(groups) == 1 or circle_of(len(group), asked[size]):
+            if len(groups) == 1 or circle_of(len(sizes), tensors):
                 return None
             return _together(sizes, tensors, steps)
         orders.append([group[n] for n in order])

@@ -343,6 +343,8 @@ def spec_hint(spec: object) -> str:
     """What somebody may have meant who passed this for a spec."""
     if isinstance(spec, Mapping):
         return f"; write Spec({spec!r:.60})"
-    if isinstance(spec, (str, list, tuple)) and spec:
+    if isinstance(spec, (str, list, tuple)):
+        if not spec:
+            return "; write Spec() where no tensor is wanted"
         return f"; write Spec(x={spec!r:.60})"
     return "; the arguments are soa, then spec" if isinstance(spec, SoA) else ""

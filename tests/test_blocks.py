@@ -208,6 +208,16 @@ def test_blocks_described():
     assert text.count("field  ") == 3
 
 
+def test_blocks_described_by_any_name():
+    """A long or hostile name of a block is cut, and stays in one line."""
+    layout = Layout([Column("x", "float32")])
+    blocks = Blocks({"a\n\x1b[2Jb": layout, "b" * 1_000_000: layout})
+    text = blocks.describe(dict.fromkeys(blocks, 3))
+    assert repr("a\n\x1b[2Jb") + ": from byte 0 on" in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) < 200
+
+
 class Fickle(Mapping):
     """A mapping that says something else whenever it is asked again."""
 

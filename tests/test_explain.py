@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from adapters import spec_of
 from cases import CASES, SCATTERED, Case, filled, layout_of
 
 from soaview import Blocks, Column, Layout, Scalar, Spec, Value, explain
-from soaview.adapter import Gather, announce, columns_of, verdicts, views_or_gathers
+from soaview._explain import Explanation
+from soaview.adapter import Gather, Verdict, announce, columns_of, verdicts, views_or_gathers
 
 ODD = [
     Case(f"{dtype}-{'-'.join(names)}", layout_of(dtype, "int8"), list(names), (), tuple, dtype)
@@ -122,6 +124,28 @@ def test_the_text():
     assert sum("copy of 264 bytes" in line for line in lines) >= 1
     assert repr(explain(LAYOUT.allocate(33), Spec(x="x"))).startswith("x: float32 (33,), strides")
     assert str(explain(LAYOUT.allocate(33), Spec({}))) == ""
+
+
+def test_the_text_of_any_name():
+    """A long or hostile name of a tensor is cut, and stays in one line."""
+    spec = Spec({"a\n\x1b[2Jb": "x", "b" * 1_000_000: "x"})
+    text = str(explain(LAYOUT.allocate(3), spec))
+    assert text.startswith(repr("a\n\x1b[2Jb") + ": float32 (3,)")
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) < 200
+
+
+def test_the_text_of_many_tensors():
+    """Ten times as many tensors take about ten times as long to say, not a hundred times."""
+    soa, seconds = LAYOUT.allocate(3), []
+    for count in (2_000, 20_000):
+        tensors = views_or_gathers(soa, Spec({f"t{n}": "x" for n in range(count)}))
+        said = tuple(Verdict(f"t{n}", "NumPy", "view", 0, "") for n in range(count))
+        start = time.process_time()
+        text = str(Explanation(tuple(tensors), said))
+        seconds.append(time.process_time() - start)
+        assert text.count("\n") == 2 * count - 1
+    assert seconds[1] < 40 * seconds[0] + 0.5
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,7 @@ def test_views_of_something_else():
     soa = LAYOUT.allocate(3)
     for wrong, message in (
         (["x", "y"], r"got list; write Spec\(x=\['x', 'y'\]\)$"),
+        ([], r"got list; write Spec\(\) where no tensor is wanted$"),
         ("x", r"got str; write Spec\(x='x'\)$"),
         ({"a": "x"}, r"got dict; write Spec\({'a': 'x'}\)$"),
         (soa, "got SoA; the arguments are soa, then spec$"),
