@@ -115,9 +115,6 @@ class Explanation:
         for v in self.verdicts:
             found.setdefault(v.tensor, []).append(v)
         lines = []
-        told: dict[str, list[Verdict]] = {}
-        for verdict in self.verdicts:
-            told.setdefault(verdict.tensor, []).append(verdict)
         for tensor in self.tensors:
             strides = f"strides {tensor.strides}" if isinstance(tensor, View) else "no strides"
             lines.append(f"{shown(tensor.name)}: {tensor.dtype_name} {tensor.shape}, {strides}")

@@ -224,21 +224,3 @@ def test_without_frameworks(run_python):
         "print([v.way for v in explain(s, Spec(x='x')).verdicts])"
     )
     assert run_python("-c", code).stdout.strip() == "['NumPy']"
-
-
-def test_its_text_is_for_people():
-    """Names are cut and in one line; many tensors take as long each as few."""
-    layout, odd = Layout([Column("x", "float32")]), "a\x1b[2J\nb" + "c" * 1000
-    text = str(explain(layout.allocate(3), Spec({odd: "x"})))
-    assert "\x1b" not in text
-    assert text.splitlines()[0].startswith("'a\\x1b[2J\\nbccc")
-    assert len(text.splitlines()[0]) < 120
-    found = explain(layout.allocate(3), Spec({f"t{n}": "x" for n in range(50)}))
-    counted = [v for v in found.verdicts if v.tensor == "t7"]
-    section = str(found).partition("t7: ")[2].partition("t8: ")[0]
-    assert section.count("view") == len(counted)
-    blocks = Blocks({odd: layout})
-    assert "\x1b" not in blocks.describe({odd: 3})
-    assert "\x1b" not in repr(blocks.allocate({odd: 3}))
-    with pytest.raises(TypeError, match=r"spec must be a Spec, got list$"):
-        layout.to_svg(3, [])
