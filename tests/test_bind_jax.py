@@ -167,6 +167,7 @@ def test_64_bits_that_are_off():
 
 def test_on_a_device():
     """Columns are imported where they lie, outside of `jit` and as its argument."""
+    pytest.importorskip("torch")  # whose memory it is
     soa, one, other = of_a_device(64)
     [x] = arrays(soa, Spec(x="x"))
     assert x.unsafe_buffer_pointer() == one["x"].ctypes.data
