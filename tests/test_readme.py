@@ -39,6 +39,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     """A page's Python runs from top to bottom, and its asserts hold."""
     monkeypatch.chdir(tmp_path)
     assert run(ROOT / page)
+    assert not any(tmp_path.iterdir())  # what it writes does not stay
 
 
 def test_there_are_pages():
