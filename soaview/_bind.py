@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -68,15 +67,13 @@ def bind(
     if not (readonly is None or readonly is True or readonly is False):
         raise TypeError(f"readonly must be None, True or False, got {readonly!r:.60}")
     key = _key_of(data) if rows is readonly is None else None
-    if key in _OWNING:
+    known = _OWNING.get(key)
+    if known is not None:
         arrays = [*data.values()] if type(data) is dict else [data]
-        there = len(arrays[0])
-        return SoA(_OWNING[key], Allocations.of(arrays), there, 0, there)  # type: ignore[arg-type]
+        return _of_fields(known, Allocations.of(arrays), len(arrays[0]))
     given = dict(named(data))
     if not given:
         raise ValueError("there are no columns to bind")
-    if isinstance(data, ctypes.Structure) and owner is None:
-        owner = data
     count = None if rows is None else check_rows(rows)
     for name in given:
         if not isinstance(name, str):
@@ -95,7 +92,7 @@ def bind(
                 f"{'was given' if rows is not None else f'has {count}'}; columns need as many"
             )
     assert count is not None
-    soa = _soa(found, count, readonly)
+    soa = _soa_of(found, count, readonly)
     if key is not None:
         layout: Any = soa.layout
         _remember(_OWNING, key, layout)
@@ -116,7 +113,8 @@ def _key_of(data: Any) -> tuple[Any, ...] | None:
     """
     if type(data) is np.ndarray and data.dtype.names is not None:
         plain = data.flags.num & _PLAIN == _PLAIN and data.ndim == 1 and data.size
-        return (data.dtype,) if plain else None
+        # Of records without padding the flag says nothing about where they start.
+        return (data.dtype,) if plain and address_of(data) % 16 == 0 else None
     if type(data) is not dict or not data:
         return None
     key: list[Any] = []
@@ -155,8 +153,8 @@ class _Extent(NamedTuple):
     owner: object
 
 
-def _extent(array: NDArray[Any]) -> _Extent:
-    """The whole allocation in which an array lies, as far as anybody vouches for it.
+def _extent(name: str, array: NDArray[Any]) -> _Extent:
+    """The whole allocation in which a column lies, as far as anybody vouches for it.
 
     Raises:
         BufferError: the array reaches out of it.
@@ -174,15 +172,16 @@ def _extent(array: NDArray[Any]) -> _Extent:
         first = address if base is array else address_of(base)
         found = _Extent(first, first + base.nbytes, address, base.flags.writeable, base)
     elif isinstance(owner, memoryview) and isinstance(owner.obj, np.ndarray):
-        found = _extent(owner.obj)._replace(address=address)
+        found = _extent(name, owner.obj)._replace(address=address)
     else:
         found = _vouched(base, owner, array, address)
     end = address + array.itemsize
     end += sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
     if array.size and not (found.first <= address and end <= found.end):
         raise BufferError(
-            f"an array reaches from byte {address - found.first} to {end - found.first} of its "
-            f"owner's {found.end - found.first}"
+            f"column {name!r:.80} reaches from byte {address - found.first} to "
+            f"{end - found.first} of its owner's {found.end - found.first}; bind an array that "
+            f"lies in its memory"
         )
     return found
 
@@ -204,11 +203,12 @@ def _vouched(base: NDArray[Any], owner: Any, array: NDArray[Any], address: int) 
     return _Extent(first, first + whole.size, address, whole.flags.writeable, whole)
 
 
-def _soa(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
+def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
     pieces: list[Buffer] = []
     homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
     arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
-    for group in _groups(arrays):
+    extents = {i: _extent(columns[i].name, array) for i, array in arrays.items()}
+    for group in _groups(extents):
         first = min([extent.first for _, extent in group])
         end = max([extent.end for _, extent in group])
         starts = [extent.address for i, extent in group if arrays[i].size]
@@ -246,7 +246,12 @@ def _soa(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
         aligned = whole or not any(n % size for n in (offset, bases[number], *column.strides))
         places.append(Home(number, 0 if whole else offset, column.strides, aligned))
     fields = _fields_at(tuple([column.field for column in columns]), tuple(places))
-    return SoA(fields, Allocations(pieces, tuple(pieces)), rows, 0, rows)  # type: ignore[arg-type]
+    return _of_fields(fields, Allocations(pieces, tuple(pieces)), rows)
+
+
+def _of_fields(fields: Any, memory: Allocations, rows: int) -> SoA:
+    """An SoA, which is typed for its layout: these fields take its place."""
+    return SoA(fields, memory, rows, 0, rows)
 
 
 def _fields_at(fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...]) -> BoundFields:
@@ -269,11 +274,9 @@ _MOST = 256
 _KNOWN: dict[tuple[tuple[Column | Scalar, ...], tuple[Home, ...]], BoundFields] = {}
 
 
-def _groups(arrays: Mapping[int, NDArray[Any]]) -> list[list[tuple[int, _Extent]]]:
-    """Arrays whose allocations overlap: touching is not overlapping, nor is even spacing."""
-    found = sorted(
-        ((i, _extent(array)) for i, array in arrays.items()), key=lambda pair: pair[1][:2]
-    )
+def _groups(extents: Mapping[int, _Extent]) -> list[list[tuple[int, _Extent]]]:
+    """Which of them overlap: touching is not overlapping, nor is even spacing."""
+    found = sorted(extents.items(), key=lambda pair: pair[1][:2])
     groups: list[list[tuple[int, _Extent]]] = []
     end = -1
     for i, extent in found:

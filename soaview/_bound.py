@@ -49,15 +49,17 @@ class BoundFields(Fields):
         plans: what was compiled of specs.
     """
 
-    __slots__ = ("__weakref__", "_by_name", "_hash", "fields", "homes", "plans")
+    __slots__ = ("__weakref__", "_by_name", "_hash", "_homes", "fields", "homes", "plans")
 
     fields: tuple[Column | Scalar, ...]
     homes: tuple[Home, ...]
     sizes: ClassVar[tuple[int, ...]] = ()  # no offset depends on the rows
+    alignment: ClassVar[int] = 1
 
     def __init__(self, fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...]) -> None:
         self.fields, self.homes = fields, homes
         self._by_name = {field.name: field for field in fields}
+        self._homes = {f.name: home for f, home in zip(fields, homes, strict=True)}
         self._hash = hash((fields, homes))
         self.plans = Plans(len(fields))
 
@@ -72,7 +74,7 @@ class BoundFields(Fields):
         Raises:
             KeyError: no such field.
         """
-        return self.homes[self.fields.index(self[name])]
+        return self._homes[self[name].name]
 
     def laid(self) -> Layout:
         """A layout of these fields, for one buffer."""
@@ -162,7 +164,7 @@ class Allocations(Buffer):
         return self.pieces[0].device
 
     @property
-    def size(self) -> str:
+    def summary(self) -> str:
         """In words: how many allocations there are."""
         count = len(self.pieces)
         return f"bound, {count} allocation{'s' * (count > 1)}"

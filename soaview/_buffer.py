@@ -87,8 +87,8 @@ class Buffer(ABC):
         """
 
     @property
-    def size(self) -> str:
-        """In words."""
+    def summary(self) -> str:
+        """In words, how much there is."""
         return f"{self.nbytes} bytes"
 
     def locate(self, at: Strided) -> tuple[Buffer, Strided]:

@@ -194,7 +194,7 @@ def _of_pointer(
     if owner is None:
         raise ValueError(
             "nothing says who owns the memory that a pointer leads to; pass owner=, an object that "
-            "keeps it, such as the struct or its library's handle"
+            "keeps it, such as the handle of the library that allocated it"
         )
     field = Column(name, given[1], given[2] if len(given) == 3 else ())
     nbytes = rows * field.itemsize * field.components
@@ -252,7 +252,7 @@ def _host_array(value: Any) -> NDArray[Any] | None:
         except Exception as error:  # theirs are of many kinds
             raise BufferError(
                 f"{type(value).__name__} gives no array over its memory ({error}); {_PACK}"
-            ) from None
+            ) from error
         return found
     if hasattr(value, "__cuda_array_interface__"):
         return None
@@ -288,7 +288,7 @@ def _of_frame(value: Any, library: str) -> NDArray[Any]:
         one = value.chunk(0) if hasattr(value, "num_chunks") else value
         return np.asarray(one.to_numpy(zero_copy_only=True))
     except Exception as error:  # theirs are of many kinds
-        raise TypeError(f"{library} gives no array over its memory ({error}); {_PACK}") from None
+        raise TypeError(f"{library} gives no array over its memory ({error}); {_PACK}") from error
 
 
 def _of_array(name: str, array: NDArray[Any]) -> Bound:

@@ -159,16 +159,15 @@ def _compiled(layout: Layout | BoundFields, patterns: list[Pattern], padded: boo
     # integers alone.
     units = [f"u{size}" for size in layout.sizes]
     names: dict[str, Any] = {}
-    alignment = 1 if isinstance(layout, BoundFields) else layout.alignment
     items = []
     for i, p in enumerate(patterns):
         names[f"n{i}"], names[f"d{i}"] = p.name, p.dtype
         size = ITEMSIZE[p.dtype]
         has_more = padded and not p.interleaved
-        rows = f"{alignment // size} * u{size}" if has_more else "rows"
+        rows = f"{layout.alignment // size} * u{size}" if has_more else "rows"
         items.append(f"    (n{i}, d{i}, {size}, {_source(p, rows, units)}),")
     lines = [
-        *(f"u{size} = -(-capacity * {size} // {alignment})" for size in layout.sizes),
+        *(f"u{size} = -(-capacity * {size} // {layout.alignment})" for size in layout.sizes),
         "return [",
         *items,
         "]",

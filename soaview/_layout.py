@@ -15,7 +15,7 @@ from ._dtypes import BYTE, INT64_MAX, check_capacity, check_rows
 from ._fields import Column, Fields, Scalar, arranged, check_alignment, check_fields, freeze, listed
 from ._host import aligned_zeros
 from ._json import Described, field_to_dict, fields_from_dict
-from ._soa import SoA, bound
+from ._soa import SoA, new_soa
 from ._spec import Plans, Spec
 from ._typed import Asked
 
@@ -319,7 +319,7 @@ class Layout(Fields, Described):
             )  # plain bytes say no more
         else:
             memory = buffer_of(buffer, self._total(rows), self.itemsize, self._asked(rows))
-        return bound(self, memory, rows, 0, rows)
+        return new_soa(self, memory, rows, 0, rows)
 
     def _asked(self, rows: int) -> Asked:
         """What memory that says what it holds must say, to hold `rows` rows."""

@@ -14,7 +14,7 @@ from ._fields import listed
 from ._frameworks import check_readable
 from ._soa import SoA
 from ._spec import Entry, Value, repeated
-from ._write import check_writable, wrong_shape
+from ._write import check_apart, check_writable, wrong_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,8 +81,11 @@ def assign(soa: SoA, entry: Entry, given: Any) -> None:
             )
         if soa.buffer.shares(value):  # what is written first is read later
             value = value.copy()
-        for number, name in enumerate(entry):
-            soa[name][...] = value[:, number]
+        targets = [(name, soa[name]) for name in entry]
+        if soa.buffer.piecewise:
+            check_apart(targets)
+        for number, (_, target) in enumerate(targets):
+            target[...] = value[:, number]
         return
     field = layout[entry.name if isinstance(entry, Value) else entry]
     target = soa[entry if field.per_row else Value(field.name)]

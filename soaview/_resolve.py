@@ -42,7 +42,6 @@ class Pattern:
         columns: of a tensor without a single strided view; else empty.
         interleaved: whether it has no padded rows.
         allocation: in which of a bound SoA's it is.
-        listed: whether its columns make an axis, the one after the rows.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Pattern:
     columns: tuple[str, ...]
     interleaved: bool = False
     allocation: int = 0
-    listed: bool = True
 
 
 def pattern_of(layout: Layout | BoundFields, entry: Entry, piecewise: bool) -> Pattern:
@@ -72,9 +70,7 @@ def numbers_of(
     layout: Layout | BoundFields, pattern: Pattern, capacity: int, start: int, rows: int
 ) -> Numbers:
     """One pattern's numbers, as a plan's function gives them, without compiling any."""
-    units: tuple[int, ...] = (1,)
-    if not isinstance(layout, BoundFields):
-        units = (1, *(-(-capacity * size // layout.alignment) for size in layout.sizes))
+    units = (1, *(-(-capacity * size // layout.alignment) for size in layout.sizes))
 
     def total(form: Form) -> int:
         return sum([n * unit for n, unit in zip(form, units, strict=True)])
@@ -129,12 +125,11 @@ def _resolved_bound(layout: BoundFields, name: str, entry: Entry) -> Pattern:
     same = len({(h.allocation, h.strides) for h in homes}) == len(steps) == 1
     step = min(steps)
     shape = (len(columns), *first.shape) if listed else first.shape
-    number = home.allocation
     if not (all(h.aligned for h in homes) and same and step > 0 and step % size == 0):
-        return Pattern(name, first.dtype, row, shape, (), (), names, True, number, listed)
+        return Pattern(name, first.dtype, row, shape, (), (), names, True, home.allocation)
     strides = [(n // size,) for n in ((step, *inner) if listed else inner)]
-    offset = (home.offset // size,)
-    return Pattern(name, first.dtype, row, shape, tuple(strides), offset, (), True, number, listed)
+    at = tuple(strides), (home.offset // size,)
+    return Pattern(name, first.dtype, row, shape, *at, (), True, home.allocation)
 
 
 def _field(layout: Layout | BoundFields, tensor: str, name: str) -> Column | Scalar:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final, overload
 import numpy as np
 
 from ._bound import unaligned
-from ._buffer import Buffer, HostBuffer, array_arguments, guarded
+from ._buffer import Buffer, array_arguments, guarded
 from ._dtypes import exact_int
 from ._fields import listed, shown
 from ._reduce import copy_rows, rebuild_soa, reduce_soa
@@ -87,7 +87,7 @@ class SoA(_Unfrozen):
         """Made while it may still be changed: a setter for each attribute takes twice as long."""
         if layout is None or buffer is None:
             return object.__new__(cls)  # for pickle, which sets the state next
-        return bound(layout, buffer, capacity, start, rows)
+        return new_soa(layout, buffer, capacity, start, rows)
 
     def __init_subclass__(cls) -> NoReturn:
         raise TypeError("an SoA's class is final; hold one in an object of your own instead")
@@ -136,7 +136,7 @@ class SoA(_Unfrozen):
             known = unaligned(self.layout, self.buffer, self.start, self.rows, entry)
             if known is None:
                 buffer, at = self._at(entry)
-                if not buffer.on_host or type(buffer) is not HostBuffer:
+                if not buffer.on_host:
                     return buffer.array(at)
                 known = array_arguments(guarded(buffer.root, at), at)
             keep(self, ("numpy", entry), known)
@@ -348,10 +348,10 @@ class SoA(_Unfrozen):
                 for f in self.layout.fields
             ]
         )
-        return f"SoA({rows}, {self.buffer.size} on {self.device}{readonly}: {fields})"
+        return f"SoA({rows}, {self.buffer.summary} on {self.device}{readonly}: {fields})"
 
 
-def bound(layout: Layout, buffer: Buffer, capacity: int, start: int, rows: int) -> SoA:
+def new_soa(layout: Layout, buffer: Buffer, capacity: int, start: int, rows: int) -> SoA:
     """As `SoA`, whose call takes twice as long."""
     made = _new(_Unfrozen)
     made.layout = layout

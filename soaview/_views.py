@@ -15,7 +15,7 @@ from ._buffer import Buffer
 from ._compile import Plan, plan_of
 from ._dtypes import ITEMSIZE, numpy_dtype
 from ._soa import SoA
-from ._spec import Spec
+from ._spec import Entry, Spec, Value, columns_of
 from ._strided import Numbers, Strided, check_bounds
 from ._why import why_copied
 
@@ -127,18 +127,6 @@ class View:
         """Where the memory is."""
         return self.buffer.device
 
-    def shares(self, other: View) -> bool:
-        """Whether the two have bytes in common; on a device, whether their stretches have."""
-        if self.buffer.on_host and other.buffer.on_host:
-            return bool(np.shares_memory(self.numpy(), other.numpy()))
-        spans = []
-        for view in (self, other):
-            steps = zip(view.shape, view.strides, strict=True)
-            last = sum((n - 1) * s for n, s in steps) + 1 if view.size else 0
-            spans.append((view.address, view.address + last * view.itemsize))
-        (first, end), (other_first, other_end) = spans
-        return first < other_end and other_first < end
-
     def numpy(self) -> NDArray[Any]:
         """The NumPy view. It is read-only where the memory is, and where rows share one value."""
         return self.buffer.array(self.strided)
@@ -172,18 +160,21 @@ class Gather:
     Attributes:
         name: the tensor's name in the spec.
         dtype_name: such as `"float32"`.
-        columns: the fields, in order.
+        entry: what makes it: a list, or a field alone that is not aligned.
         soa: that they are of.
         padded: whether they are taken with the padded rows.
-        listed: whether they make an axis; one column that is not aligned need not.
     """
 
     name: str
     dtype_name: str
-    columns: tuple[str, ...]
+    entry: Entry
     soa: SoA
     padded: bool
-    listed: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields, in order."""
+        return columns_of(self.entry)
 
     @property
     def parts(self) -> list[View]:
@@ -207,7 +198,10 @@ class Gather:
         if self.aligned:
             rows, *element = self._views(1)[0].shape
             return (rows, len(self.columns), *element)
-        return self.numpy().shape
+        element = [*self.soa.layout[self.columns[0]].shape]
+        if isinstance(self.entry, tuple):
+            element.insert(0, len(self.entry))
+        return (*[self.soa.rows] * (not isinstance(self.entry, Value)), *element)
 
     def numpy(self) -> NDArray[Any]:
         """A copy of the values, of memory of the host.
@@ -217,8 +211,9 @@ class Gather:
         """
         if self.aligned:
             return np.stack([part.numpy() for part in self.parts], axis=1)
-        columns = [self.soa[name] for name in self.columns]
-        return np.stack(columns, axis=1) if self.listed else columns[0].copy()
+        if isinstance(self.entry, tuple):
+            return np.stack([self.soa[name] for name in self.entry], axis=1)
+        return self.soa[self.entry].copy()
 
     def _views(self, count: int) -> list[View]:
         names = enumerate(self.columns[:count])
@@ -293,10 +288,8 @@ def views_or_gathers(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View
     strided = views(soa, spec.subset(*(n for n in spec if n not in names)), padded=padded)
     both: list[View | Gather] = [*strided]
     for position, tensor in plan.gathers:
-        columns = tensor.columns
         longer = padded and not tensor.interleaved
-        gather = Gather(tensor.name, tensor.dtype, columns, soa, longer, tensor.listed)
-        both.insert(position, gather)
+        both.insert(position, Gather(tensor.name, tensor.dtype, spec[tensor.name], soa, longer))
     return both
 
 

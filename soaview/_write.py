@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,11 +14,21 @@ from ._soa import SoA
 from ._spec import Entry, Spec, Value, columns_of
 from ._views import Gather, View, views_or_gathers
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 
 def check_writable(soa: SoA, entries: Iterable[Entry]) -> None:
-    """Raise where a spec's entries are in read-only memory, or bound columns of it overlap."""
-    if isinstance(soa.buffer, Allocations):
-        _check_bound(soa, [name for entry in entries for name in columns_of(entry)])
+    """Raise where the memory of a spec's entries is read-only."""
+    layout: Any = soa.layout
+    if isinstance(layout, BoundFields):
+        for name in (name for entry in entries for name in columns_of(entry)):
+            if soa.buffer.piece(layout.home(name).allocation).readonly:
+                raise BufferError(
+                    f"column {name!r:.80} is read-only, and cannot be written to; bind an array "
+                    f"that can, say readonly=False where its owner's memory can be, or write into "
+                    f"soa.pack()"
+                )
         return
     if soa.readonly and soa.buffer.piecewise:
         raise BufferError(
@@ -33,58 +43,51 @@ def check_writable(soa: SoA, entries: Iterable[Entry]) -> None:
         )
 
 
-def _check_bound(soa: SoA, names: list[str]) -> None:
-    """Raise unless each of these bound columns can be written, and none is part of another."""
-    layout: Any = soa.layout
-    assert isinstance(layout, BoundFields)
-    taken: list[tuple[int, int, int, str]] = []
-    for name in names:
-        home, field = layout.home(name), layout[name]
-        if soa.buffer.piece(home.allocation).readonly:
-            raise BufferError(
-                f"column {name!r:.80} is read-only, and cannot be written to; bind an array that "
-                f"can, say readonly=False where its owner's memory can be, or write into soa.pack()"
-            )
-        shape = (soa.rows, *field.shape) if field.per_row else field.shape
-        if 0 not in shape:
-            last = sum((n - 1) * s for n, s in zip(shape, home.strides, strict=True))
-            first = home.offset + (soa.start * home.strides[0] if field.per_row else 0)
-            taken.append((home.allocation, first, first + last + field.itemsize, name))
-    taken.sort()
-    for (one, _, end, name), (other, first, _, second) in combinations(taken, 2):
-        if one == other and first < end and _share(soa, name, second):
+def check_apart(parts: Iterable[tuple[str, NDArray[Any] | View]]) -> None:
+    """Raise where bound columns share bytes: exactly on the host, else by where they begin and end.
+
+    Args:
+        parts: what would be written, by name: arrays on the host, views elsewhere.
+
+    Raises:
+        ValueError: naming two of them.
+    """
+    for (name, one), (other_name, other) in combinations(parts, 2):
+        if _share(one, other):
             raise ValueError(
-                f"columns {name!r:.80} and {second!r:.80} share bytes, and would be written twice"
+                f"{name!r:.80} and {other_name!r:.80} share bytes, and would be written twice; "
+                f"name every column once"
             )
 
 
-def _share(soa: SoA, one: str, other: str) -> bool:
-    """Whether two bound columns have a byte in common."""
-    layout: Any = soa.layout
-    fields = [(layout[name], layout.home(name)) for name in (one, other)]
-    if not soa.buffer.on_host:
-        return True
-    keys = [f.name if f.per_row else Value(f.name) for f, _ in fields]
-    return bool(np.shares_memory(soa[keys[0]], soa[keys[1]]))
+def are_bound_apart(outputs: Sequence[tuple[SoA, Spec]]) -> bool:
+    """Whether columns of specs are bound ones; these must be apart, by `check_apart`.
+
+    Raises:
+        BufferError: a column that is not aligned.
+    """
+    if not any(isinstance(soa.buffer, Allocations) for soa, _ in outputs):
+        return False
+    found = [view for soa, spec in outputs for view in views_or_gathers(soa, spec)]
+    parts = [p for view in found for p in (view.parts if isinstance(view, Gather) else [view])]
+    check_apart([(part.name, part.numpy() if part.buffer.on_host else part) for part in parts])
+    return True
 
 
-def check_bound_once(outputs: list[tuple[SoA, Spec]]) -> None:
-    """The same of bound columns: exactly on the host, elsewhere by where they begin and end."""
-    for soa, spec in outputs:
-        check_writable(soa, spec.values())
-    found = [(number, part) for number, pair in enumerate(outputs) for part in _parts_of(*pair)]
-    for (one, part), (other, second) in combinations(found, 2):
-        if one != other and part.shares(second):
-            raise ValueError(
-                f"outputs: the same memory would be written twice, by pairs {one}: {part.name!r} "
-                f"and {other}: {second.name!r}; name every column once"
-            )
+def _share(one: NDArray[Any] | View, other: NDArray[Any] | View) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return bool(np.shares_memory(one, other))
+    assert isinstance(one, View)
+    assert isinstance(other, View)
+    (first, end), (other_first, other_end) = _span(one), _span(other)
+    return first < other_end and other_first < end
 
 
-def _parts_of(soa: SoA, spec: Spec) -> list[View]:
-    """The views of all columns of a spec."""
-    found = views_or_gathers(soa, spec)
-    return [p for view in found for p in (view.parts if isinstance(view, Gather) else [view])]
+def _span(view: View) -> tuple[int, int]:
+    """Addresses of the first byte, and of the end."""
+    steps = zip(view.shape, view.strides, strict=True)
+    last = sum((n - 1) * s for n, s in steps) + 1 if view.size else 0
+    return view.address, view.address + last * view.itemsize
 
 
 def tensor_labels(spec: Spec, given: Sequence[Any]) -> list[str]:

@@ -6,7 +6,7 @@ from math import prod
 
 import jax
 
-from soaview import SoA, Spec
+from soaview import SoA, Spec, Value
 from soaview.adapter import (
     ITEMSIZE,
     Allocations,
@@ -100,16 +100,14 @@ def _inside(soa: SoA, spec: Spec, name: str) -> Verdict:
 
 def _inside_bound(soa: SoA, spec: Spec, name: str) -> Verdict:
     """Of bound columns, whether each goes in as it is."""
-    nbytes, why = 0, ""
     try:
-        by_name = dict(zip(soa, leaves(soa), strict=True))
+        leaves(soa)
     except BufferError as error:
         return Verdict(name, INSIDE, "refused", 0, str(error))
-    if not soa.buffer.on_host:
-        return Verdict(name, INSIDE, "view", 0, "")
-    for column in columns_of(spec[name]):
-        array = by_name[column]
-        past = array.ctypes.data % 64
+    nbytes, why = 0, ""
+    for column in columns_of(spec[name]) if soa.buffer.on_host else ():
+        array = soa[column if soa.layout[column].per_row else Value(column)]
+        past = array.ctypes.data % alignment_on(soa.device)
         dense = array.flags.c_contiguous
         if past or not dense:
             nbytes += array.nbytes

@@ -14,8 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey
 
-from soaview import Blocks, Layout, SoA, SoABlocks, Value, View
-from soaview.adapter import ITEMSIZE, Allocations, Buffer, apart, keep, numpy_dtype, runs
+from soaview import Blocks, Layout, SoA, SoABlocks, Spec, Value, View
+from soaview.adapter import (
+    ITEMSIZE,
+    Allocations,
+    Buffer,
+    apart,
+    is_dense,
+    keep,
+    numpy_dtype,
+    runs,
+    views_or_gathers,
+)
 
 from ._leaves import Leaves, bits_of, name_of
 from ._settings import NARROW, alignment_on, x64
@@ -79,8 +89,8 @@ def _flatten_bound(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     """Of bound columns a leaf for each, its rows where they lie."""
     layout: Any = soa.layout
     if not soa.buffer.on_host:
-        both = zip(layout.fields, layout.homes, strict=True)
-        return tuple([_column_of_a_device(soa, *at) for at in both]), (apart(layout), soa.rows)
+        columns = [_column_of_a_device(soa, field) for field in layout.fields]
+        return tuple(columns), (apart(layout), soa.rows)
     mode, found, copied = None, [], False
     for field in layout.fields:
         column = soa[field.name if field.per_row else Value(field.name)]
@@ -96,24 +106,21 @@ def _flatten_bound(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     return made if copied else keep(soa, "jax.tree", (mode, made))[1]
 
 
-def _column_of_a_device(soa: SoA, field: Any, home: Any) -> jax.Array:
+def _column_of_a_device(soa: SoA, field: Any) -> jax.Array:
     """A matrix of rows and components over the memory itself."""
-    dtype, width, rows = field.dtype, field.components, soa.rows if field.per_row else 1
-    step, steps = field.itemsize, list[int]()
-    for length in reversed(field.shape):
-        steps.insert(0, step)
-        step *= length
-    if home.strides != (*[step] * field.per_row, *steps):
+    entry = field.name if field.per_row else Value(field.name)
+    [view] = views_or_gathers(soa, Spec({field.name: entry}))
+    by_rows = isinstance(view, View) and list(view.strides) == sorted(view.strides, reverse=True)
+    if not (isinstance(view, View) and by_rows and is_dense(view.shape, view.strides)):
         raise BufferError(
-            f"column {field.name!r:.80} on {soa.device} is not contiguous (strides {home.strides} "
-            f"bytes), and no argument of jit; take it with copy=None of arrays(soa, spec), or bind "
-            f"a contiguous copy of it"
+            f"column {field.name!r:.80} on {soa.device} is not contiguous, and no argument of jit; "
+            f"take it with copy=None of arrays(soa, spec), or bind a contiguous copy of it"
         )
+    dtype, width = field.dtype, field.components
     if dtype in NARROW and not x64():
         dtype, width = "uint32", width * field.itemsize // 4
-    first = home.offset + (soa.start * step if field.per_row else 0)
-    piece = soa.buffer.piece(home.allocation)
-    return _run_of_a_device(piece, field.name, dtype, (rows, width), first)
+    shape = soa.rows if field.per_row else 1, width
+    return _run_of_a_device(view.buffer, field.name, dtype, shape, view.byte_offset)
 
 
 def in_leaves(soa: SoA) -> SoA:

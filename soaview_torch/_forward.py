@@ -166,7 +166,7 @@ def _given(
             if copy is False:
                 raise
             some = copies(soa, spec, None, False, _KEY)
-            return some, None if soa.readonly else memory_of(soa, _KEY)
+            return some, memory_of(soa, _KEY)
     _, memory, calls = known
     if memory.wait is not None:
         memory.wait()

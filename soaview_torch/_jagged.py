@@ -148,9 +148,10 @@ def _events(
 def _device(soa: SoA) -> torch.device:
     if soa.device == "cpu":
         return torch.device("cpu")
-    if soa.buffer.piecewise:
+    buffer = soa.buffer.piece(0)  # all allocations of bound columns are on one device
+    if buffer.piecewise:
         raise BufferError(
             f"the SoA is JAX's, on {soa.device}; outside of jit, pass jax.device_get(soa)"
         )
     with torch.inference_mode(False):
-        return import_of(soa.buffer).base.device
+        return import_of(buffer).base.device

@@ -147,12 +147,15 @@ class Imports:
         return tuple([part.version for part in self.parts])
 
 
-def memory_of(soa: SoA, key: str) -> Import | Imports:
-    """What counts the writes into an SoA's memory, which has been imported under the key."""
-    if not soa.buffer.piecewise:
-        return soa.buffer.imports[key]  # type: ignore[no-any-return]
-    pieces = soa.buffer.pieces if isinstance(soa.buffer, Allocations) else ()
-    return Imports([piece.imports[key] for piece in pieces if key in piece.imports])
+def memory_of(soa: SoA, key: str) -> Import | Imports | None:
+    """What counts the writes into memory that was imported under the key; None where none was.
+
+    Read-only memory is not: a model gets copies of it.
+    """
+    if isinstance(soa.buffer, Allocations):
+        pieces = soa.buffer.pieces
+        return Imports([piece.imports[key] for piece in pieces if key in piece.imports])
+    return None if soa.readonly else soa.buffer.imports[key]
 
 
 def import_of(buffer: Buffer, key: str = "torch") -> Import:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import soaview_torch
-from soaview import Spec, Value, bind
-from soaview_torch import explain, forward, jagged, tensors, to, write
+from soaview import Layout, Spec, Value, bind
+from soaview_torch import _jagged, explain, forward, jagged, prepare, tensors, to, write
 
 NEEDS = ["torch"]
 N = 5
@@ -79,7 +81,12 @@ def test_what_cannot_be_written():
     for spec, count, error, match in (
         (Spec(f="f"), 1, BufferError, "column 'f' is read-only"),
         (Spec(x="x", f="f"), 2, BufferError, "column 'f' is read-only"),
-        (Spec(x="x", s="same"), 2, ValueError, "columns '(x|same)' and '(x|same)' share bytes"),
+        (
+            Spec(x="x", s="same"),
+            2,
+            ValueError,
+            "'x' and 's' share bytes, and would be written twice",
+        ),
         (Spec(x="x", a="a"), 2, BufferError, r"not on multiples.*soa\[name\]\[...\] = values"),
     ):
         with pytest.raises(error, match=match):
@@ -92,7 +99,7 @@ def test_what_cannot_be_written():
     with pytest.raises(BufferError, match="tensor 'f': its memory is read-only.*readonly=False"):
         tensors(soa, Spec(f="f"))
     assert tensors(soa, Spec(f="f"), copy=None)[0].tolist() == [0] * N
-    with pytest.raises(ValueError, match="outputs: the same memory would be written twice"):
+    with pytest.raises(ValueError, match="'x' and 's' share bytes, and would be written twice"):
         forward(
             lambda x: (x + 1, x + 2),
             (soa, Spec(x="x")),
@@ -204,3 +211,50 @@ def test_torchs_own_memory():
     for odd in (torch.arange(3) * 1j, torch.arange(3.0).to_sparse(), torch.zeros(3, device="meta")):
         with pytest.raises((BufferError, TypeError, ValueError), match="column 'x'"):
             bind({"x": odd.conj() if odd.is_complex() else odd})
+
+
+def test_a_scalar_that_is_not_aligned():
+    """Alone it is one value, by its name one for each row."""
+    packed = np.zeros((), [("i", "i1"), ("n", "f4"), ("v", "f4", (2,))])
+    packed["n"], packed["v"] = 2, (3, 4)
+    soa = bind({"x": np.zeros(N, "f4"), "n": packed["n"]})
+    one, rows = tensors(soa, Spec(one=Value("n"), rows="n"), copy=None)
+    assert (one.shape, one.item(), rows.tolist()) == ((), 2, [2] * N)
+    assert [v.nbytes for v in explain(soa, Spec(one=Value("n"), rows="n"))] == [4, 4 * N]
+
+
+def test_writes_into_some_that_are_views():
+    """A model that changes one of its inputs in place is noticed, though another is a copy."""
+    x, frozen, o = np.zeros(N, "f4"), np.zeros(N, "f4"), np.zeros(N, "f4")
+    frozen.flags.writeable = False
+    soa = bind({"x": x, "f": frozen, "o": o})
+    spec = Spec(x="x", f="f")
+    with pytest.raises(RuntimeError, match="changed its inputs in place"):
+        forward(lambda x, f: x.add_(1) + f, (soa, spec), (soa, Spec(o="o")), copy=None)
+    assert not o.any()
+    forward(lambda x, f: f.add_(1) + 1, (soa, spec), (soa, Spec(o="o")), copy=None)
+    assert o.tolist() == [2] * N
+    assert not frozen.any()
+
+
+def test_none_were_prepared():
+    """A prepared model is of layouts; the way out is right."""
+    soa = bind({"x": np.arange(N, dtype="f4")})
+    side = (Layout(soa.layout.fields), Spec(x="x"))
+    run = prepare(lambda x: x + 1, side, side)
+    with pytest.raises(ValueError, match=r"is of bound columns, and none were prepared.*soa.pack"):
+        run(soa, soa)
+    packed = soa.pack()
+    run(packed, packed)
+    assert packed["x"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_ragged_rows_of_a_device(monkeypatch):
+    """Offsets go where the columns are: all allocations are there."""
+    soa, one, _ = of_a_device(40)
+    [nested] = jagged(soa, Spec(x="x"), counts=[10, 30])
+    np.testing.assert_allclose(nested.sum(1), [one["x"][:10].sum(), one["x"][10:].sum()])
+    imported = lambda buffer: SimpleNamespace(base=SimpleNamespace(device=buffer))  # noqa: E731
+    monkeypatch.setattr(_jagged, "import_of", imported)
+    far = bind(soa.layout.laid().from_pointer(1 << 40, 40, device="cuda:0", owner=soa))
+    assert _jagged._device(far) is far.buffer.piece(0)

@@ -7,13 +7,12 @@ from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 from .._blocks import SoABlocks
-from .._bound import Allocations
 from .._dtypes import exact_int
 from .._fields import Column
 from .._soa import SoA
 from .._spec import Spec, Value, columns_of, repeated
 from .._views import spec_hint, views_or_gathers
-from .._write import check_bound_once, check_columns, check_writable
+from .._write import are_bound_apart, check_columns, check_writable
 
 Pair = tuple[SoA, Spec]
 """An SoA, and which of its columns make tensors."""
@@ -193,8 +192,7 @@ def work(ins: list[Pair], outs: list[Pair], batch_size: object, progress: bool) 
                 f"{first!r:.200} on {device}; move one of them with `to`"
             )
     if len(outs) > 1:
-        bound = any(isinstance(soa.buffer, Allocations) for soa, _ in outs)
-        (check_bound_once if bound else _check_written_once)(outs)
+        _check_written_once(outs)
     if not any(soa.rows for soa, _ in outs):  # or else an empty event would hide a mistake
         for soa, spec in (*ins, *outs):
             views_or_gathers(soa, spec)
@@ -339,8 +337,10 @@ def _scalars(spec: Spec) -> list[str]:
 def _check_written_once(outputs: list[Pair]) -> None:
     """Across pairs, by where their columns' memory is; within one, the adapter checks."""
     taken: list[tuple[int, int, int, str]] = []
-    for number, (soa, spec) in enumerate(outputs):
+    for soa, spec in outputs:
         check_writable(soa, spec.values())
+    laid = [] if are_bound_apart(outputs) else outputs
+    for number, (soa, spec) in enumerate(laid):
         start, layout = soa.buffer.address, soa.layout
         for name in (name for entry in spec.values() for name in columns_of(entry)):
             field = layout[name]

@@ -128,6 +128,10 @@ def soas_of(what: str, sides: Sequence[Side], given: Any) -> list[Pair]:
 
 def _other_layout(got: Layout, expected: Layout) -> str:
     """How they differ, in words."""
+    if not isinstance(got, Layout):
+        return (
+            "the SoA is of bound columns, and none were prepared; call forward, or pass soa.pack()"
+        )
     if got.fields == expected.fields:
         return (
             f"the SoA's layout has another alignment than was prepared: {got.alignment}, "

@@ -8,7 +8,14 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from .._soa import SoA
 from .._spec import Spec
 from .._views import Gather, View, views_or_gathers
-from .._write import check_columns, check_count, check_given, check_writable, tensor_labels
+from .._write import (
+    are_bound_apart,
+    check_columns,
+    check_count,
+    check_given,
+    check_writable,
+    tensor_labels,
+)
 
 Part = TypeVar("Part")
 """What a framework writes into: a view of its own, one for each part of a target."""
@@ -61,6 +68,7 @@ def writable_views(soa: SoA, spec: Spec) -> list[tuple[View | Gather, list[View]
     for view in found:
         if isinstance(view, Gather) and not view.aligned:
             raise BufferError(f"tensor {view.name!r}: {view.why()}, soa[name][...] = values")
+    are_bound_apart([(soa, spec)])
     return [(view, view.parts if isinstance(view, Gather) else [view]) for view in found]
 
 
