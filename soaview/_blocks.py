@@ -124,7 +124,7 @@ class Blocks(Mapping[str, Any], Described):
     def describe(self, rows: Mapping[str, Any]) -> str:
         """The memory maps of the blocks, one after another; offsets count from a block's start."""
         maps = [
-            f"{shown(leaf.name)}: from byte {leaf.first} on, {leaf.layout.describe(leaf.rows)}"
+            f"{leaf.name}: from byte {leaf.first} on, {leaf.layout.describe(leaf.rows)}"
             for leaf in leaves(self, row_counts(self, rows, check_rows))
         ]
         return "\n\n".join(maps)

@@ -133,7 +133,7 @@ class Layout(Fields, Described):
 
         Raises:
             ValueError: there is none; it names a few tensors that cannot be had together. Or that
-                was not found out in about a second, which more than 16 tensors can come to.
+                was not found out in a bounded search, which more than 16 tensors can come to.
             KeyError, TypeError: as `views`.
 
         >>> fields = [Column(name, "float32") for name in ("eta", "e", "pt", "phi")]
