@@ -186,25 +186,9 @@ class SoA(_Unfrozen):
         >>> len(soa.counted("n"))
         3
         """
-        field = self.layout[name]
-        if field.per_row or field.shape or not field.dtype.startswith(("int", "uint")):
-            raise TypeError(f"a count is a Scalar of an integer dtype, got {field!r:.200}")
-        if self.rows != self.capacity:
-            raise ValueError(
-                f"rows {self.start}:{self.start + self.rows} are a slice of {self.capacity}, whose "
-                f"count is not theirs; take soa.counted({name!r:.80}) of the whole SoA"
-            )
-        if self.buffer.on_host:
-            count = self[Value(name)].item()
-        else:
-            buffer, at = self._at(Value(name))
-            count = buffer.value(at)
-        if not 0 <= count <= self.rows:
-            raise ValueError(
-                f"scalar {name!r:.80} says {count} rows, and there is room for {self.rows}; was it "
-                f"written, and is this the layout that it was written with?"
-            )
-        return self[:count]
+        from ._values import count_in
+
+        return self[: count_in(self, name)]
 
     def keys(self) -> KeysView[str]:
         """The fields' names."""
@@ -268,17 +252,9 @@ class SoA(_Unfrozen):
         Traceback (most recent call last):
         ValueError: field 'b', row 0: a bool is stored as 0 or 1, got byte 2; declare it uint8
         """
-        for field in self.layout.fields:
-            if field.dtype != "bool":
-                continue
-            found = self[field.name if field.per_row else Value(field.name)].view(np.uint8)
-            if found.size and found.max() > 1:
-                first = tuple(np.argwhere(found > 1)[0])
-                row = f", row {first[0]}" if field.per_row else ""
-                raise ValueError(
-                    f"field {field.name!r:.80}{row}: a bool is stored as 0 or 1, got byte "
-                    f"{found[first]}; declare it uint8"
-                )
+        from ._values import check_bools
+
+        check_bools(self)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         from ._pack import assign

@@ -39,6 +39,7 @@ LADDER = [
     "_nested",
     "_blocks",
     "_views",
+    "_values",
     "_write",
     "_pack",
     "_offsets",
@@ -80,6 +81,8 @@ OPENED = {
     ("_blocks", "_draw", "to_svg"),
     ("_blocks", "_notebook", "_repr_html_"),
     ("_soa", "_batches", "batches"),
+    ("_soa", "_values", "check_bools"),
+    ("_soa", "_values", "counted"),
     ("_soa", "_notebook", "_repr_html_"),
     ("_soa", "_pack", "__setitem__"),
 }
