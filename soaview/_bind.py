@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ._bound import Allocations, BoundFields, Home
-from ._buffer import Buffer, HostBuffer
+from ._bound import PLAIN, Allocations, BoundFields, Home
+from ._buffer import WORDS, Buffer, HostBuffer
 from ._columns import Bound, column_of, named
+from ._compile import compiled
 from ._dtypes import ITEMSIZE, check_rows
 from ._fields import Column, Scalar, check_fields
 from ._frameworks import check_storage
 from ._host import ArrayInterface, address_of
 from ._layout import Layout
-from ._soa import SoA
+from ._soa import SoA, new_soa
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,11 +67,9 @@ def bind(
     """
     if not (readonly is None or readonly is True or readonly is False):
         raise TypeError(f"readonly must be None, True or False, got {readonly!r:.60}")
-    key = _key_of(data) if rows is readonly is None else None
-    known = _OWNING.get(key)
-    if known is not None:
-        arrays = [*data.values()] if type(data) is dict else [data]
-        return _of_fields(known, Allocations.of(arrays), len(arrays[0]))
+    made = _of_owning(data) if rows is readonly is None else None
+    if made is not None:
+        return made
     given = dict(named(data))
     if not given:
         raise ValueError("there are no columns to bind")
@@ -93,44 +92,88 @@ def bind(
             )
     assert count is not None
     soa = _soa_of(found, count, readonly)
-    if key is not None:
-        layout: Any = soa.layout
-        _remember(_OWNING, key, layout)
+    if rows is readonly is None:
+        _learn(data, soa.layout)
     return soa
 
 
-_OWNING: dict[Any, BoundFields] = {}
-"""The fields of arrays that are allocations themselves, by names, dtypes and shapes of rows."""
-
-_PLAIN = 0x1 | 0x4 | 0x100 | 0x400  # C contiguous, owns its data, aligned, writable
+# Arrays of an event loop
 
 
-def _key_of(data: Any) -> tuple[Any, ...] | None:
-    """What tells such arrays of one row count, or records, from others; None of anything else.
+_OWNING: dict[tuple[str, ...], Callable[[Any], SoA | None]] = {}
+"""By columns' names, what makes an SoA of arrays that are allocations themselves."""
+
+_RECORDS: dict[int, tuple[np.dtype[Any], np.dtype[Any], Any]] = {}
+"""Of records, by their dtype's identity: that dtype, words to read them as, and fields."""
+
+
+def _of_owning(data: Any) -> SoA | None:
+    """An SoA of such arrays, or records, as were bound before; None where this is another case.
 
     An event loop brings new ones each time, and asking each for its address would take longer than
     all the rest.
     """
-    if type(data) is np.ndarray and data.dtype.names is not None:
-        plain = data.flags.num & _PLAIN == _PLAIN and data.ndim == 1 and data.size
-        # Of records without padding the flag says nothing about where they start.
-        return (data.dtype,) if plain and address_of(data) % 16 == 0 else None
-    if type(data) is not dict or not data:
+    if type(data) is dict:
+        run = _OWNING.get((*data,))
+        return None if run is None else run(data)
+    if type(data) is not np.ndarray:
         return None
-    key: list[Any] = []
-    rows, seen = None, set()
+    known = _RECORDS.get(id(data.dtype))
+    if known is None or data.flags.num & PLAIN != PLAIN or data.ndim != 1:
+        return None
+    _, words, fields = known
+    root = data.view(words)
+    # Of records without padding the flag says nothing about where they start.
+    if not root.size or address_of(root) % 16:
+        return None
+    return new_soa(fields, Allocations.of((root,), root.nbytes), len(data), 0, len(data))
+
+
+def _learn(data: Any, layout: Any) -> None:
+    """Keep what was found of arrays or records that are allocations themselves."""
+    if type(data) is np.ndarray:
+        plain = data.flags.num & PLAIN == PLAIN and data.ndim == 1 and data.size
+        if plain and address_of(data) % 16 == 0:
+            widest = max(field.itemsize for field in layout.fields)
+            size = next(n for n in (8, 4, 2, 1) if n <= widest and data.itemsize % n == 0)
+            _remember(_RECORDS, id(data.dtype), (data.dtype, WORDS[size], layout))
+        return
+    if type(data) is not dict or len({*map(id, data.values())}) < len(data):
+        return
     for name, array in data.items():
-        if type(array) is not np.ndarray or array.flags.num & _PLAIN != _PLAIN:
-            return None
-        if not array.size or array.itemsize > 8 or type(name) is not str:
-            return None  # of items of 16 bytes NumPy's flag is content with 8
-        count, *shape = array.shape or (0,)
-        if count != (count if rows is None else rows) or not count:
-            return None
-        rows = count
-        seen.add(id(array))
-        key += name, array.dtype, tuple(shape)
-    return tuple(key) if len(seen) == len(data) else None
+        if type(name) is not str or type(array) is not np.ndarray or not array.ndim:
+            return
+        # Of items of 16 bytes NumPy's flag is content with 8.
+        if array.flags.num & PLAIN != PLAIN or not array.size or array.itemsize > 8:
+            return
+    _remember(_OWNING, (*data,), _maker(layout, [array.dtype for array in data.values()]))
+
+
+def _maker(layout: Any, dtypes: list[np.dtype[Any]]) -> Callable[[Any], SoA | None]:
+    """What makes an SoA of a dictionary of such arrays with these dtypes and shapes of rows."""
+    fields = layout.fields
+    arrays = [f"a{i}" for i in range(len(fields))]
+    flags = " & ".join(f"{a}.flags.num" for a in arrays)
+    shapes = [
+        f"{a}.shape == (rows, {', '.join(map(str, f.shape))}{',' * bool(f.shape)})"
+        if f.shape
+        else f"{a}.shape == (rows,)"
+        for a, f in zip(arrays, fields, strict=True)
+    ]
+    lines = [
+        f"{', '.join(arrays)}, = data.values()",
+        f"if not ({' and '.join(f'type({a}) is ndarray' for a in arrays)}): return None",
+        f"if {flags} & {PLAIN} != {PLAIN}: return None",
+        f"if not ({' and '.join(f'{a}.dtype is {a}_dtype' for a in arrays)}): return None",
+        "rows = a0.shape[0] if a0.shape else 0",
+        f"if not ({' and '.join(shapes)}): return None",
+        f"if len({{{', '.join(f'id({a})' for a in arrays)}}}) < {len(arrays)}: return None",
+        f"memory = allocations(({', '.join(arrays)},), rows * {layout.nbytes(1)})",
+        "return new_soa(layout, memory, rows, 0, rows)",
+    ]
+    names: dict[str, Any] = {f"{a}_dtype": dtype for a, dtype in zip(arrays, dtypes, strict=True)}
+    names |= {"ndarray": np.ndarray, "allocations": Allocations.of}
+    return compiled("data", lines, {**names, "layout": layout, "new_soa": new_soa})
 
 
 # In which allocations
@@ -153,8 +196,10 @@ class _Extent(NamedTuple):
     owner: object
 
 
-def _extent(name: str, array: NDArray[Any]) -> _Extent:
+def _extent(name: str, array: NDArray[Any], firsts: dict[int, int]) -> _Extent:
     """The whole allocation in which a column lies, as far as anybody vouches for it.
+
+    `firsts` has the addresses of those that were met, for it takes a while to ask for one.
 
     Raises:
         BufferError: the array reaches out of it.
@@ -169,10 +214,12 @@ def _extent(name: str, array: NDArray[Any]) -> _Extent:
         base = below
     owner, address = base.base, address_of(array)
     if owner is None:
-        first = address if base is array else address_of(base)
+        first = firsts.get(id(base)) if base is not array else address
+        if first is None:
+            first = firsts[id(base)] = address_of(base)
         found = _Extent(first, first + base.nbytes, address, base.flags.writeable, base)
     elif isinstance(owner, memoryview) and isinstance(owner.obj, np.ndarray):
-        found = _extent(name, owner.obj)._replace(address=address)
+        found = _extent(name, owner.obj, firsts)._replace(address=address)
     else:
         found = _vouched(base, owner, array, address)
     end = address + array.itemsize
@@ -207,7 +254,8 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
     pieces: list[Buffer] = []
     homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
     arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
-    extents = {i: _extent(columns[i].name, array) for i, array in arrays.items()}
+    firsts: dict[int, int] = {}
+    extents = {i: _extent(columns[i].name, array, firsts) for i, array in arrays.items()}
     for group in _groups(extents):
         first = min([extent.first for _, extent in group])
         end = max([extent.end for _, extent in group])
@@ -264,10 +312,10 @@ def _fields_at(fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...]) -> 
     return found
 
 
-def _remember(known: dict[Any, BoundFields], key: Any, fields: BoundFields) -> None:
+def _remember(known: dict[Any, Any], key: Any, found: Any) -> None:
     if len(known) >= _MOST:
         known.clear()
-    known[key] = fields
+    known[key] = found
 
 
 _MOST = 256

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ._strided import Strided
 
 
+PLAIN = 0x1 | 0x4 | 0x100 | 0x400
+"""NumPy's flags of an array that is an allocation: contiguous, its own, aligned, writable."""
+
+
 class Home(NamedTuple):
     """Where a field lies, whatever the row count.
 
@@ -35,6 +39,15 @@ class Home(NamedTuple):
     offset: int
     strides: tuple[int, ...]
     aligned: bool
+
+
+def dense(field: Column | Scalar) -> tuple[int, ...]:
+    """Strides in bytes of rows one after another, each with its components in C's order."""
+    strides, step = [], field.itemsize
+    for length in reversed(((1,) if field.per_row else ()) + field.shape):
+        strides.append(step)
+        step *= length
+    return tuple(reversed(strides))
 
 
 @final
@@ -134,23 +147,45 @@ class Allocations(Buffer):
         self.imports = {}
 
     @classmethod
-    def of(cls, arrays: list[NDArray[Any]]) -> Allocations:
+    def of(cls, arrays: tuple[NDArray[Any], ...], nbytes: int) -> Allocations:
         """Of arrays of the host, each of which is contiguous, and an allocation itself."""
-        made = cls((), arrays)
+        made = object.__new__(cls)
         made._pieces = None
-        made.nbytes = sum([array.nbytes for array in arrays])
+        made.owner = arrays
+        made.nbytes = nbytes
+        made.imports = {}
         return made
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...] | None:
+        """Arrays that are the allocations, as long as nobody has asked for more; else None."""
+        found: Any = self.owner
+        return found if self._pieces is None else None
+
+    def keep(self, adapter: str, imports: Sequence[Any]) -> bool:
+        """Keep what a framework has imported of `arrays`, each or None, for the buffers of later.
+
+        Returns:
+            False where there are buffers by now, or other imports: then nothing was kept.
+        """
+        kept = adapter, imports
+        return self.imports.setdefault("whole", kept) is kept
 
     @property
     def pieces(self) -> tuple[Buffer, ...]:
         """A buffer for each allocation."""
         if self._pieces is None:
             arrays: Any = self.owner
-            sizes = [1 if array.dtype.names else array.itemsize for array in arrays]
-            both = zip(arrays, sizes, strict=True)
-            made = tuple([HostBuffer(array, array.nbytes, size) for array, size in both])
-            # Of several threads' the first, for imports are kept there.
-            self._pieces = self.imports.setdefault("pieces", made)
+            made = tuple([HostBuffer(array, array.nbytes, array.itemsize) for array in arrays])
+            # Of several threads' the first, for imports are kept there; steps of one dictionary.
+            first = self.imports.setdefault("whole", made)
+            if type(first[0]) is str:
+                adapter, imports = first
+                for piece, found in zip(made, imports, strict=True):
+                    if found is not None:
+                        piece.imports[adapter] = found
+                first = self.imports.setdefault("pieces", made)
+            self._pieces = first
         return self._pieces
 
     @property

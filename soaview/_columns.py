@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ._bound import dense
 from ._buffer import Buffer
 from ._device import buffer_of, located, pointed
-from ._dtypes import ITEMSIZE, dtype_name
+from ._dtypes import ITEMSIZE, dtype_name, numpy_name
 from ._fields import Column, Scalar
 from ._frameworks import check_storage, detached
 from ._soa import SoA
@@ -158,6 +159,8 @@ def _item(kind: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
 def column_of(name: str, value: Any, rows: int | None, device: str | None, owner: object) -> Bound:
     """A column where it lies; see `bind`."""
     try:
+        if type(value) is np.ndarray:
+            return _of_array(name, value)
         if isinstance(value, Bound):
             return value
         if isinstance(value, View):
@@ -200,16 +203,7 @@ def _of_pointer(
     nbytes = rows * field.itemsize * field.components
     memory = located(given[0], device or "cpu", nbytes, None, False, None)
     buffer = pointed(memory, field.itemsize, owner, None)
-    return Bound(name, field.dtype, field.shape, rows, buffer, 0, _dense(field, rows))
-
-
-def _dense(field: Column, rows: int) -> tuple[int, ...]:
-    """Strides in bytes of rows one after another, each with its components in C's order."""
-    strides, step = [], field.itemsize
-    for length in reversed((rows, *field.shape)):
-        strides.append(step)
-        step *= length
-    return tuple(reversed(strides))
+    return Bound(name, field.dtype, field.shape, rows, buffer, 0, dense(field))
 
 
 def _of_device(name: str, value: Any) -> Bound:
@@ -225,7 +219,7 @@ def _of_device(name: str, value: Any) -> Bound:
     nbytes = shape[0] * field.itemsize * field.components
     table: Any = shape if shape[1:] else None
     buffer = buffer_of(value, nbytes, field.itemsize, Asked([field], table, None))
-    return Bound(name, field.dtype, field.shape, shape[0], buffer, 0, _dense(field, shape[0]))
+    return Bound(name, field.dtype, field.shape, shape[0], buffer, 0, dense(field))
 
 
 def _host_array(value: Any) -> NDArray[Any] | None:
@@ -302,7 +296,8 @@ def _of_array(name: str, array: NDArray[Any]) -> Bound:
             f"its byte order is not this machine's ({dtype.str}); "
             f"array.astype(array.dtype.newbyteorder('=')) is a copy that has it"
         )
-    if dtype.name not in ITEMSIZE:
+    known = numpy_name(dtype)
+    if known not in ITEMSIZE:
         raise TypeError(f"there is no dtype {dtype!s:.60}; known are {', '.join(ITEMSIZE)}")
     rows, shape = (array.shape[0], array.shape[1:]) if array.ndim else (None, ())
     if len(shape) > 2 or 0 in shape:
@@ -324,4 +319,4 @@ def _of_array(name: str, array: NDArray[Any]) -> Bound:
                 f"what is broadcast; pass a value that all rows share as a number, or copy it"
             )
         reach += stride * (length - 1)
-    return Bound(name, dtype.name, shape, rows, array, 0, array.strides)
+    return Bound(name, known, shape, rows, array, 0, array.strides)

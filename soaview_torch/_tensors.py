@@ -117,10 +117,7 @@ def maker_of(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> Maker:
     memory = import_of(buffer, key)
     calls: list[tuple[Any, ...]] = []
     for _, dtype, _, shape, strides, offset in found:
-        flat = memory[dtype]
-        first = flat.storage_offset() + offset
-        # Where `flat` starts is the default, and what is given takes torch a while to read.
-        calls.append((flat, shape, strides, first) if offset else (flat, shape, strides))
+        calls.append(_arguments(memory[dtype], shape, strides, offset))
     return keep(soa, (key, spec.key, padded), (padded, memory, calls))
 
 
@@ -138,8 +135,20 @@ def _maker_of_pieces(soa: SoA, spec: Spec, padded: bool, key: str) -> Maker:
             )
         memory = memories.setdefault(id(buffer), import_of(buffer, key))
         flat = memory[at.dtype]
-        calls.append((flat, at.shape, at.strides, flat.storage_offset() + at.offset))
-    return keep(soa, (key, spec.key, padded), (padded, Imports([*memories.values()]), calls))
+        calls.append(_arguments(flat, at.shape, at.strides, at.offset))
+    parts = [*memories.values()]
+    flats = [*{id(flat): flat for flat, *_ in calls}.values()]
+    whole = parts[0] if len(parts) == 1 else Imports(parts, flats)
+    return keep(soa, (key, spec.key, padded), (padded, whole, calls))
+
+
+def _arguments(
+    flat: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
+) -> tuple[Any, ...]:
+    """Of `torch.as_strided`: where `flat` starts is the default, and reading more takes a while."""
+    return (
+        (flat, shape, strides, flat.storage_offset() + offset) if offset else (flat, shape, strides)
+    )
 
 
 def copies(

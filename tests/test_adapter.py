@@ -21,7 +21,8 @@ DOCUMENT = HERE.parent / "docs" / "adapters.md"
 EXAMPLE = HERE.parent / "examples" / "strict_adapter.py"
 
 NAMES = [
-    "EVENT_NAMES", "INT64_MAX", "ITEMSIZE", "MOST_OUTPUTS", "Allocations", "BatchSize", "Buffer",
+    "EVENT_NAMES", "INT64_MAX", "ITEMSIZE", "MOST_OUTPUTS", "PLAIN", "Allocations", "BatchSize",
+    "BoundFields", "Buffer",
     "Described",
     "DeviceBuffer", "Explain", "Gather", "HostBuffer", "Matches", "Memories", "Numbers", "Pair",
     "Pairs", "Place", "Places", "Run", "Side", "Sides", "Strided", "Target", "Verdict", "Work",

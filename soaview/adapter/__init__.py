@@ -22,7 +22,7 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 """
 
 from .._bind import apart
-from .._bound import Allocations
+from .._bound import PLAIN, Allocations, BoundFields
 from .._buffer import Buffer, HostBuffer, host_array
 from .._compile import Place, Places, as_tuple, compiled, places
 from .._device import DeviceBuffer
@@ -69,8 +69,10 @@ __all__ = [
     "INT64_MAX",
     "ITEMSIZE",
     "MOST_OUTPUTS",
+    "PLAIN",
     "Allocations",
     "BatchSize",
+    "BoundFields",
     "Buffer",
     "Described",
     "DeviceBuffer",
