@@ -11,6 +11,7 @@ from ._bound import PLAIN, Allocations, BoundFields, Home
 from ._buffer import WORDS, Buffer, HostBuffer
 from ._columns import Bound, column_of, named
 from ._compile import compiled
+from ._device import DeviceBuffer
 from ._dtypes import ITEMSIZE, check_rows
 from ._fields import Column, Scalar, check_fields
 from ._frameworks import check_storage
@@ -43,10 +44,9 @@ def bind(
         data: a mapping from name to column, or what has named columns: a structured array, of NumPy
             or `ctypes`, one `ctypes` structure of arrays or pointers, an SoA, a frame of pandas or
             polars, an Arrow table or record batch. A column is an array `(N,)`, `(N, d)` or
-            `(N, r, c)`, of NumPy or of what has the DLPack or an array interface, all on one device
-            (where it is not the host, they are contiguous); one of no axes, or a number, is a
-            scalar. `(address, dtype)` or `(address, dtype, shape)` is a pointer to contiguous rows,
-            of elements of that shape.
+            `(N, r, c)`, of NumPy or of what has the DLPack or an array interface, all on one
+            device; one of no axes, or a number, is a scalar. `(address, dtype)` or
+            `(address, dtype, shape)` is a pointer to contiguous rows, of elements of that shape.
         rows: how many; needed where pointers or scalars alone do not say it.
         device: where pointers lead, such as `"cuda:0"`; the host by default.
         owner: what owns the memory that pointers lead to, kept as long as the SoA and its views.
@@ -272,10 +272,10 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
             homes[i] = len(pieces), max(extent.address - first, 0) if arrays[i].size else 0
         root = np.asarray(at)
         pieces.append(HostBuffer(root, root.size, 1))
-    known: dict[int, int] = {}
+    known: dict[Any, int] = {}
     for i, column in enumerate(columns):
         if isinstance(column.memory, Buffer):
-            number = known.setdefault(id(column.memory), len(pieces))
+            number = known.setdefault(_identity(column.memory), len(pieces))
             if number == len(pieces):
                 pieces.append(column.memory)
             homes[i] = number, column.offset
@@ -295,6 +295,13 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
         places.append(Home(number, 0 if whole else offset, column.strides, aligned))
     fields = _fields_at(tuple([column.field for column in columns]), tuple(places))
     return _of_fields(fields, Allocations(pieces, tuple(pieces)), rows)
+
+
+def _identity(buffer: Buffer) -> Any:
+    """The same of buffers over the same memory of a device, however often that was asked for."""
+    if not isinstance(buffer, DeviceBuffer):
+        return id(buffer)
+    return buffer.device, buffer.address, buffer.nbytes, buffer.readonly, buffer.memory.stream
 
 
 def _of_fields(fields: Any, memory: Allocations, rows: int) -> SoA:

@@ -43,8 +43,13 @@ class Home(NamedTuple):
 
 def dense(field: Column | Scalar) -> tuple[int, ...]:
     """Strides in bytes of rows one after another, each with its components in C's order."""
-    strides, step = [], field.itemsize
-    for length in reversed(((1,) if field.per_row else ()) + field.shape):
+    return dense_strides(((1,) if field.per_row else ()) + field.shape, field.itemsize)
+
+
+def dense_strides(shape: tuple[int, ...], step: int) -> tuple[int, ...]:
+    """Strides in C's order of elements `step` apart."""
+    strides = []
+    for length in reversed(shape):
         strides.append(step)
         step *= length
     return tuple(reversed(strides))

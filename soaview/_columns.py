@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ._bound import dense
+from ._bound import dense, dense_strides
 from ._buffer import Buffer
-from ._device import buffer_of, located, pointed
-from ._dtypes import ITEMSIZE, dtype_name, numpy_name
+from ._device import DeviceBuffer, located, lying_of, pointed
+from ._dtypes import ITEMSIZE, numpy_name
 from ._fields import Column, Scalar
-from ._frameworks import check_storage, detached
+from ._frameworks import allocation_of, check_storage, detached
 from ._soa import SoA
 from ._spec import Spec, Value
-from ._typed import Asked
 from ._views import View, views
 
 if TYPE_CHECKING:
@@ -207,19 +206,24 @@ def _of_pointer(
 
 
 def _of_device(name: str, value: Any) -> Bound:
-    """What says where its memory is, and that it is contiguous, on another device."""
-    dtype, shape = dtype_name(value.dtype), tuple(int(n) for n in value.shape)
-    # Of a square its order in memory could not be told, of three axes nobody asks for it.
-    if not 1 <= len(shape) <= 2 or shape[:1] == shape[1:]:
-        raise ValueError(
-            f"on a device a column is (N,) or (N, d), d another number than N, got {shape}; pass "
-            f"its components one by one, or (address, dtype, shape)"
+    """What says where its memory is, on another device."""
+    whole, found = allocation_of(value), lying_of(value)
+    if found is None:
+        raise TypeError(f"{type(value).__name__} does not say where its memory is")
+    memory, lying = found
+    around, offset = memory, 0
+    if whole is not value and memory.size:
+        around, _ = lying_of(whole) or found
+        offset = memory.address - around.address
+    if not 0 <= offset <= around.size - memory.size:
+        raise BufferError(
+            f"it reaches from byte {offset} to {offset + memory.size} of the {around.size} of its "
+            f"owner; bind an array that lies in its memory"
         )
-    field = Column(name, dtype, shape[1:])
-    nbytes = shape[0] * field.itemsize * field.components
-    table: Any = shape if shape[1:] else None
-    buffer = buffer_of(value, nbytes, field.itemsize, Asked([field], table, None))
-    return Bound(name, field.dtype, field.shape, shape[0], buffer, 0, dense(field))
+    buffer = DeviceBuffer(around._replace(owner=value), around.size, 1)
+    dtype, itemsize, shape, strides = lying
+    at = dense_strides(shape, itemsize) if strides is None else strides
+    return _at(name, dtype or "bytes without a dtype", itemsize, shape, at, buffer, offset)
 
 
 def _host_array(value: Any) -> NDArray[Any] | None:
@@ -296,27 +300,44 @@ def _of_array(name: str, array: NDArray[Any]) -> Bound:
             f"its byte order is not this machine's ({dtype.str}); "
             f"array.astype(array.dtype.newbyteorder('=')) is a copy that has it"
         )
-    known = numpy_name(dtype)
-    if known not in ITEMSIZE:
+    size = dtype.itemsize
+    return _at(name, numpy_name(dtype), size, array.shape, array.strides, array, 0)
+
+
+def _at(
+    name: str,
+    dtype: str,
+    itemsize: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    memory: NDArray[Any] | Buffer,
+    offset: int,
+) -> Bound:
+    """A column of these elements, with strides in bytes; one of no axes is a scalar.
+
+    Raises:
+        TypeError, ValueError: no such dtype; no such shape; strides that no column has.
+    """
+    if dtype not in ITEMSIZE:
         raise TypeError(f"there is no dtype {dtype!s:.60}; known are {', '.join(ITEMSIZE)}")
-    rows, shape = (array.shape[0], array.shape[1:]) if array.ndim else (None, ())
-    if len(shape) > 2 or 0 in shape:
+    row = shape[1:]
+    if len(row) > 2 or 0 in row:
         raise ValueError(
-            f"shape {array.shape}: a column has shape (N,), (N, d) or (N, r, c), with at least one "
+            f"shape {shape}: a column has shape (N,), (N, d) or (N, r, c), with at least one "
             f"component"
         )
-    reach = dtype.itemsize
-    axes = sorted((s, n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
-    for stride, length in axes if array.size else ():
+    reach = itemsize
+    axes = sorted((s, n) for s, n in zip(strides, shape, strict=True) if n > 1)
+    for stride, length in axes if 0 not in shape else ():
         if stride < 0:
             raise ValueError(
-                f"strides {array.strides}: they must be positive; bind the array that this is a "
+                f"strides {strides}: they must be positive; bind the array that this is a "
                 f"reversed view of, and reverse what you take"
             )
         if stride < reach:
             raise ValueError(
-                f"strides {array.strides}, shape {array.shape}: elements overlap in memory, as of "
-                f"what is broadcast; pass a value that all rows share as a number, or copy it"
+                f"strides {strides}, shape {shape}: elements overlap in memory, as of what is "
+                f"broadcast; pass a value that all rows share as a number, or copy it"
             )
         reach += stride * (length - 1)
-    return Bound(name, known, shape, rows, array, 0, array.strides)
+    return Bound(name, dtype, row, shape[0] if shape else None, memory, offset, strides)
