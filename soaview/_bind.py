@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ._bound import PLAIN, Allocations, BoundFields, Home
+from ._bound import PLAIN, Allocations, BoundFields, Home, dense
 from ._buffer import WORDS, Buffer, HostBuffer
 from ._columns import Bound, column_of, named
 from ._compile import compiled
 from ._device import DeviceBuffer
 from ._dtypes import ITEMSIZE, check_rows
+from ._extents import extent_of, overlapping
 from ._fields import Column, Scalar, check_fields
-from ._frameworks import check_storage
 from ._host import ArrayInterface, address_of
 from ._layout import Layout
 from ._soa import SoA, new_soa
@@ -92,7 +92,8 @@ def bind(
             )
     assert count is not None
     soa = _soa_of(found, count, readonly)
-    if rows is readonly is None:
+    # Of one row, NumPy takes an array for contiguous whatever step would lead to the next.
+    if rows is readonly is None and count > 1:
         _learn(data, soa.layout)
     return soa
 
@@ -166,7 +167,7 @@ def _maker(layout: Any, dtypes: list[np.dtype[Any]]) -> Callable[[Any], SoA | No
         f"if {flags} & {PLAIN} != {PLAIN}: return None",
         f"if not ({' and '.join(f'{a}.dtype is {a}_dtype' for a in arrays)}): return None",
         "rows = a0.shape[0] if a0.shape else 0",
-        f"if not ({' and '.join(shapes)}): return None",
+        f"if not rows or not ({' and '.join(shapes)}): return None",
         f"if len({{{', '.join(f'id({a})' for a in arrays)}}}) < {len(arrays)}: return None",
         f"memory = allocations(({', '.join(arrays)},), rows * {layout.nbytes(1)})",
         "return new_soa(layout, memory, rows, 0, rows)",
@@ -176,93 +177,29 @@ def _maker(layout: Any, dtypes: list[np.dtype[Any]]) -> Callable[[Any], SoA | No
     return compiled("data", lines, {**names, "layout": layout, "new_soa": new_soa})
 
 
-# In which allocations
-
-
-class _Extent(NamedTuple):
-    """Memory that an owner vouches for, in which an array lies.
-
-    Attributes:
-        first, end: its first byte, and its end.
-        address: of the array's first element.
-        writable: whether the owner allows it.
-        owner: what holds it.
-    """
-
-    first: int
-    end: int
-    address: int
-    writable: bool
-    owner: object
-
-
-def _extent(name: str, array: NDArray[Any], firsts: dict[int, int]) -> _Extent:
-    """The whole allocation in which a column lies, as far as anybody vouches for it.
-
-    `firsts` has the addresses of those that were met, for it takes a while to ask for one.
-
-    Raises:
-        BufferError: the array reaches out of it.
-    """
-    base: Any = array
-    while True:
-        below = base.base
-        if not isinstance(below, np.ndarray):
-            below = getattr(below, "base", None)  # what `as_strided` puts between
-            if not isinstance(below, np.ndarray):
-                break
-        base = below
-    owner, address = base.base, address_of(array)
-    if owner is None:
-        first = firsts.get(id(base)) if base is not array else address
-        if first is None:
-            first = firsts[id(base)] = address_of(base)
-        found = _Extent(first, first + base.nbytes, address, base.flags.writeable, base)
-    elif isinstance(owner, memoryview) and isinstance(owner.obj, np.ndarray):
-        found = _extent(name, owner.obj, firsts)._replace(address=address)
-    else:
-        found = _vouched(base, owner, array, address)
-    end = address + array.itemsize
-    end += sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
-    if array.size and not (found.first <= address and end <= found.end):
-        raise BufferError(
-            f"column {name!r:.80} reaches from byte {address - found.first} to "
-            f"{end - found.first} of its owner's {found.end - found.first}; bind an array that "
-            f"lies in its memory"
-        )
-    return found
-
-
-def _vouched(base: NDArray[Any], owner: Any, array: NDArray[Any], address: int) -> _Extent:
-    if hasattr(owner, "untyped_storage"):
-        check_storage(owner)
-        storage = owner.untyped_storage()
-        first, nbytes = storage.data_ptr(), storage.nbytes()
-        return _Extent(first, first + nbytes, address, base.flags.writeable, base)
-    exporter: Any = owner.obj if isinstance(owner, memoryview) else owner
-    try:
-        whole = np.frombuffer(exporter, np.uint8)
-    except (TypeError, ValueError, BufferError):  # no buffer, such as DLPack's capsule
-        last = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
-        end = address + last + array.itemsize if array.size else address
-        return _Extent(address, end, address, array.flags.writeable, base)
-    first = address_of(whole)
-    return _Extent(first, first + whole.size, address, whole.flags.writeable, whole)
-
-
 def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
     pieces: list[Buffer] = []
     homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
     arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
     firsts: dict[int, int] = {}
-    extents = {i: _extent(columns[i].name, array, firsts) for i, array in arrays.items()}
-    for group in _groups(extents):
+    extents = {i: extent_of(columns[i].name, array, firsts) for i, array in arrays.items()}
+    groups = overlapping(extents)
+    for group in groups:
         first = min([extent.first for _, extent in group])
         end = max([extent.end for _, extent in group])
         starts = [extent.address for i, extent in group if arrays[i].size]
         up = -first % 16  # so that offsets are multiples of item sizes where addresses are
         if starts and first + up <= min(starts):
             first += up
+        # Where they are not, for somebody vouches from an odd address on, these lie by themselves.
+        odd = [
+            (i, e._replace(first=e.address))
+            for i, e in group
+            if _is_odd(arrays[i], e.address, first)
+        ]
+        if odd:
+            groups.append(odd)
+            group = [pair for pair in group if pair[0] not in dict(odd)]
         writable = all(extent.writable for _, extent in group)
         if readonly is None:
             writable = writable and all(arrays[i].flags.writeable for i, _ in group)
@@ -290,9 +227,15 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
     for i, column in enumerate(columns):
         number, offset = homes[i]
         size = ITEMSIZE[column.dtype]
-        whole = 0 in (rows, *column.shape)
-        aligned = whole or not any(n % size for n in (offset, bases[number], *column.strides))
-        places.append(Home(number, 0 if whole else offset, column.strides, aligned))
+        empty = column.rows == 0
+        # Nobody takes a step along an axis of length 1, within a row.
+        axes = zip(column.shape, column.strides[column.rows is not None :], strict=True)
+        inner = [stride if length > 1 else size for length, stride in axes]
+        strides = (*column.strides[: column.rows is not None], *inner)
+        if empty:  # of which NumPy has strides of 0, as of what is broadcast
+            strides = dense(column.field)
+        aligned = empty or not any(n % size for n in (offset, bases[number], *strides))
+        places.append(Home(number, 0 if empty else offset, strides, aligned, empty))
     fields = _fields_at(tuple([column.field for column in columns]), tuple(places))
     return _of_fields(fields, Allocations(pieces, tuple(pieces)), rows)
 
@@ -302,6 +245,11 @@ def _identity(buffer: Buffer) -> Any:
     if not isinstance(buffer, DeviceBuffer):
         return id(buffer)
     return buffer.device, buffer.address, buffer.nbytes, buffer.readonly, buffer.memory.stream
+
+
+def _is_odd(array: NDArray[Any], address: int, first: int) -> bool:
+    """Whether its elements are on multiples of their size, and not counted from this address."""
+    return bool(first % array.itemsize and array.size and not address % array.itemsize)
 
 
 def _of_fields(fields: Any, memory: Allocations, rows: int) -> SoA:
@@ -327,21 +275,6 @@ def _remember(known: dict[Any, Any], key: Any, found: Any) -> None:
 
 _MOST = 256
 _KNOWN: dict[tuple[tuple[Column | Scalar, ...], tuple[Home, ...]], BoundFields] = {}
-
-
-def _groups(extents: Mapping[int, _Extent]) -> list[list[tuple[int, _Extent]]]:
-    """Which of them overlap: touching is not overlapping, nor is even spacing."""
-    found = sorted(extents.items(), key=lambda pair: pair[1][:2])
-    groups: list[list[tuple[int, _Extent]]] = []
-    end = -1
-    for i, extent in found:
-        if extent.first >= end or extent.first == extent.end:
-            groups.append([])
-            end = extent.end
-        groups[-1].append((i, extent))
-        end = max(end, extent.end)
-    # In the columns' order, which is the same for the next event's, whatever its addresses are.
-    return sorted((sorted(group) for group in groups), key=lambda group: group[0][0])
 
 
 class Apart(Layout):

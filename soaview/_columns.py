@@ -14,10 +14,10 @@ from ._buffer import Buffer
 from ._device import DeviceBuffer, located, lying_of, pointed
 from ._dtypes import ITEMSIZE, numpy_name
 from ._fields import Column, Scalar
-from ._frameworks import allocation_of, check_storage, detached
+from ._frameworks import allocation_of, check_storage, detached, in_numpy
 from ._soa import SoA
 from ._spec import Spec, Value
-from ._views import View, views
+from ._views import Gather, View, views_or_gathers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,8 +67,11 @@ def named(data: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(data, SoA):
         for field in data.layout.fields:
             entry = field.name if field.per_row else Value(field.name)
-            [view] = views(data, Spec({field.name: entry}))
-            yield field.name, _of_view(field.name, view, field.per_row)
+            [view] = views_or_gathers(data, Spec({field.name: entry}))
+            if isinstance(view, Gather):  # what is not aligned, NumPy alone has as it lies
+                yield field.name, data[entry]
+            else:
+                yield field.name, _of_view(field.name, view, field.per_row)
     elif isinstance(data, np.ndarray) and data.dtype.names is not None:
         yield from _fields_of(data, "")
     elif isinstance(data, ctypes.Array) and issubclass(data._type_, ctypes.Structure):
@@ -246,7 +249,7 @@ def _host_array(value: Any) -> NDArray[Any] | None:
             plain = detached(value)
             # Torch's own says which storage it is of.
             own = hasattr(plain, "untyped_storage")
-            found: NDArray[Any] = plain.numpy() if own else np.from_dlpack(plain)
+            found: NDArray[Any] = in_numpy(plain) if own else np.from_dlpack(plain)
         except Exception as error:  # theirs are of many kinds
             raise BufferError(
                 f"{type(value).__name__} gives no array over its memory ({error}); {_PACK}"

@@ -124,6 +124,8 @@ def _resolved_bound(layout: BoundFields, name: str, entry: Entry) -> Pattern:
     steps = {there.offset - here.offset for here, there in pairwise(homes)} or {size}
     same = len({(h.allocation, h.strides) for h in homes}) == len(steps) == 1
     step = min(steps)
+    if all(h.empty for h in homes) and len(set(names)) == len(names):
+        same, step = True, size  # of nothing there is a view, wherever it is
     shape = (len(columns), *first.shape) if listed else first.shape
     if not (all(h.aligned for h in homes) and same and step > 0 and step % size == 0):
         return Pattern(name, first.dtype, row, shape, (), (), names, True, home.allocation)

@@ -53,6 +53,7 @@ LADDER = [
     "_cpp",
     "_explain",
     "_columns",
+    "_extents",
     "_bind",
     "",  # the package itself
     "_sizeof",
