@@ -15,7 +15,7 @@ from bound import Shown, bound_columns, values_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soaview import Layout, Spec, Value, _bind, bind, explain, views
+from soaview import Layout, Spec, Value, _bind, _extents, bind, explain, views
 
 N = 5
 
