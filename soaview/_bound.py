@@ -102,6 +102,13 @@ class BoundFields(Fields):
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
         return "\n".join(lines)
 
+    def to_svg(self, rows: int, spec: object = None) -> NoReturn:
+        """No fields alone say in which memory they are."""
+        raise TypeError(
+            "bound columns lie in memory that the SoA has, and not the layout: soa.to_svg(spec) "
+            "draws it"
+        )
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BoundFields):
             return NotImplemented
