@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ._bound import Allocations, BoundFields, Home
+from ._bound import Allocations, BoundFields, Home, Records
 from ._buffer import Buffer, HostBuffer
-from ._columns import Bound, column_of, named
+from ._columns import Bound, column_of, named, records_of
 from ._dtypes import ITEMSIZE, check_rows
 from ._fields import Column, Scalar, check_fields
 from ._frameworks import check_storage
@@ -92,7 +92,7 @@ def bind(
                 f"{'was given' if rows is not None else f'has {count}'}; columns need as many"
             )
     assert count is not None
-    soa = _soa_of(found, count, readonly)
+    soa = _soa_of(found, count, readonly, records_of(data))
     if key is not None:
         layout: Any = soa.layout
         _remember(_OWNING, key, layout)
@@ -203,7 +203,7 @@ def _vouched(base: NDArray[Any], owner: Any, array: NDArray[Any], address: int) 
     return _Extent(first, first + whole.size, address, whole.flags.writeable, whole)
 
 
-def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
+def _soa_of(columns: list[Bound], rows: int, readonly: bool | None, records: Records | None) -> SoA:
     pieces: list[Buffer] = []
     homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
     arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
@@ -211,7 +211,8 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
     for group in _groups(extents):
         first = min([extent.first for _, extent in group])
         end = max([extent.end for _, extent in group])
-        starts = [extent.address for i, extent in group if arrays[i].size]
+        before = records.offsets if records else (0,) * len(columns)
+        starts = [extent.address - before[i] for i, extent in group if arrays[i].size]
         up = -first % 16  # so that offsets are multiples of item sizes where addresses are
         if starts and first + up <= min(starts):
             first += up
@@ -245,7 +246,7 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
         whole = 0 in (rows, *column.shape)
         aligned = whole or not any(n % size for n in (offset, bases[number], *column.strides))
         places.append(Home(number, 0 if whole else offset, column.strides, aligned))
-    fields = _fields_at(tuple([column.field for column in columns]), tuple(places))
+    fields = _fields_at(tuple([column.field for column in columns]), tuple(places), records)
     return _of_fields(fields, Allocations(pieces, tuple(pieces)), rows)
 
 
@@ -254,12 +255,14 @@ def _of_fields(fields: Any, memory: Allocations, rows: int) -> SoA:
     return SoA(fields, memory, rows, 0, rows)
 
 
-def _fields_at(fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...]) -> BoundFields:
+def _fields_at(
+    fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...], records: Records | None
+) -> BoundFields:
     """The fields there; with what was compiled for them, where an earlier event had the same."""
-    key = fields, homes
+    key = fields, homes, records
     found: BoundFields | None = _KNOWN.get(key)
     if found is None:
-        found = BoundFields(check_fields(fields), homes)
+        found = BoundFields(check_fields(fields), homes, records)
         _remember(_KNOWN, key, found)
     return found
 
@@ -271,7 +274,7 @@ def _remember(known: dict[Any, BoundFields], key: Any, fields: BoundFields) -> N
 
 
 _MOST = 256
-_KNOWN: dict[tuple[tuple[Column | Scalar, ...], tuple[Home, ...]], BoundFields] = {}
+_KNOWN: dict[Any, BoundFields] = {}
 
 
 def _groups(extents: Mapping[int, _Extent]) -> list[list[tuple[int, _Extent]]]:

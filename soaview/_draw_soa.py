@@ -46,6 +46,8 @@ def notes(soa: SoA, layout: BoundFields) -> list[str]:
     if not copied:
         return [*found, "XLA copies nothing on the way into jit"]
     nbytes = sum(f.itemsize * f.components * (soa.rows if f.per_row else 1) for f in copied)
+    if layout.records is not None:  # which go in whole
+        nbytes = soa.rows * layout.records.nbytes
     names = ", ".join(shown(f.name) for f in copied[:MOST])
     count = f"{len(copied)} of {len(layout)} columns"
     return [*found, f"XLA copies on the way into jit: {count}, {nbytes} bytes: {names}"]

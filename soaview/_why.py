@@ -35,8 +35,18 @@ def why_copied_in(layout: BoundFields, memory: Buffer, name: str, start: int, ro
     """Why XLA copies a bound column in each call that is given it; empty where it does not.
 
     It takes the host's memory as it is where that is contiguous, from a multiple of 64 bytes on.
+    Records that were bound whole go in whole.
     """
     field, home = layout[name], layout.home(name)
+    if layout.records is not None:
+        home = layout.first_record()
+        memory, item = memory.piece(home.allocation), layout.records.nbytes
+        if not rows:
+            return ""
+        if rows > 1 and home.strides[0] != item:
+            return "is of records that do not follow each other"
+        past = (memory.address + home.offset + start * home.strides[0]) % 64
+        return f"is of records that start {past} bytes past a multiple of 64" if past else ""
     piece = memory.piece(home.allocation)
     shape = (rows, *field.shape) if field.per_row else field.shape
     if not piece.on_host or 0 in shape:

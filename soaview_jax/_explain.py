@@ -116,6 +116,8 @@ def _inside_bound(soa: SoA, spec: Spec, name: str) -> Verdict:
                 f"column {column!r:.80} {why}, and XLA takes no such memory as it is: JAX copies "
                 f"it on the way in, in every call; what soa.pack() gives goes in as it is"
             )
+    if said and layout.records is not None:  # which go in whole
+        nbytes = soa.rows * layout.records.nbytes
     return Verdict(name, INSIDE, "copy" if nbytes else "view", nbytes, said)
 
 
