@@ -125,6 +125,8 @@ class Leaves(Buffer):
         if dtype == jax.dtypes.float0:
             has_64_bits = run.dtype in ("float64", "complex128")
             off = ", as 64-bit types were switched off" if has_64_bits else ""
+            if self.records is not None:
+                off = "; records that are bound whole are words: bind their fields one by one"
             raise TypeError(f"{where} is a gradient, and {run.dtype} has none{off}")
         if _is_deleted(found):
             raise RuntimeError(

@@ -162,6 +162,20 @@ def test_functions_of_records_are_not_exported():
         made.serialize()
 
 
+def test_gradients():
+    """Words have none, and the message says what has."""
+    soa = bind(filled(N, PLAIN))
+
+    def total(soa):
+        return arrays(soa, Spec(x="x"))[0].sum()
+
+    with pytest.raises(TypeError, match="got uint32"):
+        jax.grad(total)(soa)
+    found = jax.grad(total, allow_int=True)(soa)
+    with pytest.raises(TypeError, match="is a gradient.*bind their fields one by one"):
+        found["x"]
+
+
 def test_slices_inside():
     """A slice of a traced one goes on as one of columns; so does what was updated."""
     soa = bind(filled(N, PLAIN))
