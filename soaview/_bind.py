@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ._bound import PLAIN, Allocations, BoundFields, Home, dense
+from ._bound import PLAIN, Allocations, BoundFields, Home, Records, dense
 from ._buffer import WORDS, Buffer, HostBuffer
-from ._columns import Bound, column_of, named
+from ._columns import Bound, column_of, named, records_of
 from ._compile import compiled
 from ._device import DeviceBuffer
 from ._dtypes import ITEMSIZE, check_rows
@@ -91,7 +91,7 @@ def bind(
                 f"{'was given' if rows is not None else f'has {count}'}; columns need as many"
             )
     assert count is not None
-    soa = _soa_of(found, count, readonly)
+    soa = _soa_of(found, count, readonly, records_of(data))
     # Of one row, NumPy takes an array for contiguous whatever step would lead to the next.
     if rows is readonly is None and count > 1:
         _learn(data, soa.layout)
@@ -177,7 +177,7 @@ def _maker(layout: Any, dtypes: list[np.dtype[Any]]) -> Callable[[Any], SoA | No
     return compiled("data", lines, {**names, "layout": layout, "new_soa": new_soa})
 
 
-def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
+def _soa_of(columns: list[Bound], rows: int, readonly: bool | None, records: Records | None) -> SoA:
     pieces: list[Buffer] = []
     homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
     arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
@@ -187,7 +187,8 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
     for group in groups:
         first = min([extent.first for _, extent in group])
         end = max([extent.end for _, extent in group])
-        starts = [extent.address for i, extent in group if arrays[i].size]
+        before = records.offsets if records else (0,) * len(columns)
+        starts = [extent.address - before[i] for i, extent in group if arrays[i].size]
         up = -first % 16  # so that offsets are multiples of item sizes where addresses are
         if starts and first + up <= min(starts):
             first += up
@@ -236,7 +237,7 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
             strides = dense(column.field)
         aligned = empty or not any(n % size for n in (offset, bases[number], *strides))
         places.append(Home(number, 0 if empty else offset, strides, aligned, empty))
-    fields = _fields_at(tuple([column.field for column in columns]), tuple(places))
+    fields = _fields_at(tuple([column.field for column in columns]), tuple(places), records)
     return _of_fields(fields, Allocations(pieces, tuple(pieces)), rows)
 
 
@@ -257,12 +258,14 @@ def _of_fields(fields: Any, memory: Allocations, rows: int) -> SoA:
     return SoA(fields, memory, rows, 0, rows)
 
 
-def _fields_at(fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...]) -> BoundFields:
+def _fields_at(
+    fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...], records: Records | None
+) -> BoundFields:
     """The fields there; with what was compiled for them, where an earlier event had the same."""
-    key = fields, homes
+    key = fields, homes, records
     found: BoundFields | None = _KNOWN.get(key)
     if found is None:
-        found = BoundFields(check_fields(fields), homes)
+        found = BoundFields(check_fields(fields), homes, records)
         _remember(_KNOWN, key, found)
     return found
 
@@ -274,7 +277,7 @@ def _remember(known: dict[Any, Any], key: Any, found: Any) -> None:
 
 
 _MOST = 256
-_KNOWN: dict[tuple[tuple[Column | Scalar, ...], tuple[Home, ...]], BoundFields] = {}
+_KNOWN: dict[Any, BoundFields] = {}
 
 
 class Apart(Layout):

@@ -57,6 +57,18 @@ def dense_strides(shape: tuple[int, ...], step: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+class Records(NamedTuple):
+    """Rows of records that were bound whole.
+
+    Attributes:
+        nbytes: of one record.
+        offsets: of each field, in bytes from where its record begins.
+    """
+
+    nbytes: int
+    offsets: tuple[int, ...]
+
+
 @final
 class BoundFields(Fields):
     """The fields of a bound SoA: what a `Layout` is to memory that a rule has laid out.
@@ -66,21 +78,37 @@ class BoundFields(Fields):
     Attributes:
         fields: `Column`s and `Scalar`s.
         homes: where they lie.
+        records: of what they are, if records were bound whole.
         plans: what was compiled of specs.
     """
 
-    __slots__ = ("__weakref__", "_by_name", "_hash", "_homes", "fields", "homes", "plans")
+    __slots__ = (
+        "__weakref__",
+        "_by_name",
+        "_hash",
+        "_homes",
+        "fields",
+        "homes",
+        "plans",
+        "records",
+    )
 
     fields: tuple[Column | Scalar, ...]
     homes: tuple[Home, ...]
+    records: Records | None
     sizes: ClassVar[tuple[int, ...]] = ()  # no offset depends on the rows
     alignment: ClassVar[int] = 1
 
-    def __init__(self, fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...]) -> None:
-        self.fields, self.homes = fields, homes
+    def __init__(
+        self,
+        fields: tuple[Column | Scalar, ...],
+        homes: tuple[Home, ...],
+        records: Records | None = None,
+    ) -> None:
+        self.fields, self.homes, self.records = fields, homes, records
         self._by_name = {field.name: field for field in fields}
         self._homes = {f.name: home for f, home in zip(fields, homes, strict=True)}
-        self._hash = hash((fields, homes))
+        self._hash = hash((fields, homes, records))
         self.plans = Plans(len(fields))
 
     @property
@@ -95,6 +123,12 @@ class BoundFields(Fields):
             KeyError: no such field.
         """
         return self._homes[self[name].name]
+
+    def first_record(self) -> Home:
+        """Where the first record begins, and how far the next is; of records alone."""
+        assert self.records is not None
+        home = self.homes[0]
+        return home._replace(offset=home.offset - self.records.offsets[0])
 
     def laid(self) -> Layout:
         """A layout of these fields, for one buffer."""
@@ -122,10 +156,20 @@ class BoundFields(Fields):
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
         return "\n".join(lines)
 
+    def to_svg(self, rows: int, spec: object = None) -> NoReturn:
+        """No fields alone say in which memory they are."""
+        raise TypeError(
+            "bound columns lie in memory that the SoA has, and not the layout: soa.to_svg(spec) "
+            "draws it"
+        )
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BoundFields):
             return NotImplemented
-        return self is other or (self.fields, self.homes) == (other.fields, other.homes)
+        if self is other:
+            return True
+        one, two = (self.fields, self.homes), (other.fields, other.homes)
+        return one == two and self.records == other.records
 
     def __hash__(self) -> int:
         return self._hash

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ._bound import dense, dense_strides
+from ._bound import Records, dense, dense_strides
 from ._buffer import Buffer
 from ._device import DeviceBuffer, located, lying_of, pointed
 from ._dtypes import ITEMSIZE, numpy_name
@@ -118,6 +118,30 @@ def _records(data: Any) -> NDArray[Any]:
     """A `ctypes` array of structures as NumPy has it."""
     _check_members(data._type_)
     return np.frombuffer(data, np.dtype(data._type_))
+
+
+def records_of(data: Any) -> Records | None:
+    """How records lie that are bound whole, one after another; None of what are none."""
+    if isinstance(data, ctypes.Array) and issubclass(data._type_, ctypes.Structure):
+        dtype: Any = np.dtype(data._type_)
+    elif isinstance(data, np.ndarray) and data.dtype.names is not None and data.ndim == 1:
+        dtype = data.dtype
+    else:
+        return None
+    found = [*_offsets(dtype, 0)]
+    return None if None in found else Records(dtype.itemsize, tuple(found))
+
+
+def _offsets(dtype: np.dtype[Any], first: int) -> Iterator[Any]:
+    """Of the fields of a record; None of records that are not next to each other."""
+    assert dtype.names is not None
+    assert dtype.fields is not None
+    for name in dtype.names:
+        kind, at = dtype.fields[name][:2]
+        if kind.names is not None:
+            yield from _offsets(kind, first + at)
+        else:
+            yield None if kind.base.names is not None else first + at
 
 
 def _check_members(kind: Any) -> None:

@@ -13,7 +13,7 @@ from ._dtypes import exact_int
 from ._fields import listed, shown
 from ._reduce import copy_rows, rebuild_soa, reduce_soa
 from ._resolve import numbers_of, pattern_of
-from ._spec import Entry, Value, checked_entry
+from ._spec import Entry, Spec, Value, checked_entry
 from ._strided import Strided, check_bounds
 from ._why import why_not
 
@@ -234,8 +234,33 @@ class SoA(_Unfrozen):
         return Batches(self, size, drop_last)
 
     def describe(self) -> str:
-        """The memory map, as `Layout.describe` gives it, below what `repr` says."""
-        return f"{self!r}\n{self.layout.describe(self.capacity)}"
+        """The memory map, as `Layout.describe` gives it, below what `repr` says.
+
+        Of bound columns: offsets and strides in bytes, allocations, which make one strided tensor.
+        """
+        from ._describe import soa_map
+
+        return f"{self!r}\n{soa_map(self)}"
+
+    def to_svg(self, spec: Spec | None = None) -> str:
+        """The memory map as a drawing, SVG, as `Layout.to_svg` gives it.
+
+        Of bound columns the allocations stand side by side, those of several columns below, records
+        by one of them; and a line says what XLA copies.
+
+        Args:
+            spec: each of its tensors is a line: a view, or why there is none.
+
+        Raises:
+            KeyError, TypeError, ValueError: as `views`.
+
+        >>> from soaview import bind
+        >>> bind({"pt": np.zeros(33)}).to_svg()[:26]
+        '<svg xmlns="http://www.w3.'
+        """
+        from ._draw_soa import svg_of_soa
+
+        return svg_of_soa(self, spec)
 
     def check_bools(self) -> None:
         """Raise unless every bool is stored as 0 or 1, which torch and JAX take for granted.

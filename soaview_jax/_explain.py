@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import jax
 
-from soaview import SoA, Spec, Value, views
+from soaview import SoA, Spec
 from soaview.adapter import (
     ITEMSIZE,
     Allocations,
@@ -18,11 +19,12 @@ from soaview.adapter import (
     runs,
     verdicts,
     views_or_gathers,
+    why_copied_in,
 )
 
 from ._arrays import arrays, check_width, is_slice_of_memory, located, obstacle
 from ._leaves import Leaves, name_of
-from ._pytree import in_rows
+from ._pytree import leaves
 from ._settings import NARROW, alignment_on, host_device, op_by_op, x64
 
 INSIDE = "JAX inside jit"
@@ -100,24 +102,23 @@ def _inside(soa: SoA, spec: Spec, name: str) -> Verdict:
 
 def _inside_bound(soa: SoA, spec: Spec, name: str) -> Verdict:
     """Of bound columns, whether each goes in as it is."""
-    nbytes, why, multiple = 0, "", alignment_on(soa.device)
-    for column in columns_of(spec[name]):
-        field = soa.layout[column]
-        entry = column if field.per_row else Value(column)
-        if soa.buffer.on_host:
-            array = soa[entry]
-            size, dense, past = array.size, array.flags.c_contiguous, array.ctypes.data % multiple
-        else:
-            [view] = views(soa, Spec({column: entry}))
-            size, dense, past = view.size, in_rows(view), view.address % multiple
-        if past or not dense:
-            nbytes += size * field.itemsize
-            where = f"starts {past} bytes past a multiple of {multiple}" if dense else "is strided"
-            why = why or (
-                f"column {column!r} {where}, and XLA takes no such memory as it is: JAX copies it "
-                f"on the way in, in every call"
+    try:
+        leaves(soa)
+    except BufferError as error:
+        return Verdict(name, INSIDE, "refused", 0, str(error))
+    layout: Any = soa.layout
+    nbytes, said = 0, ""
+    for column in dict.fromkeys(columns_of(spec[name])):
+        if why := why_copied_in(layout, soa.buffer, column, soa.start, soa.rows):
+            field = layout[column]
+            nbytes += field.itemsize * field.components * (soa.rows if field.per_row else 1)
+            said = said or (
+                f"column {column!r:.80} {why}, and XLA takes no such memory as it is: JAX copies "
+                f"it on the way in, in every call; what soa.pack() gives goes in as it is"
             )
-    return Verdict(name, INSIDE, "copy" if nbytes else "view", nbytes, why)
+    if said and layout.records is not None:  # which go in whole
+        nbytes = soa.rows * layout.records.nbytes
+    return Verdict(name, INSIDE, "copy" if nbytes else "view", nbytes, said)
 
 
 def _why(soa: SoA, run: Run) -> str:

@@ -27,6 +27,7 @@ from soaview.adapter import (
 )
 
 from ._leaves import Leaves, bits_of, name_of
+from ._records import Records, leaf_of_records
 from ._settings import NARROW, alignment_on, x64
 
 
@@ -37,6 +38,8 @@ def leaves(soa: SoA) -> tuple[Any, ...]:
     columns lie apart, goes as a copy of its rows.
     """
     _check_leaves(soa)
+    if isinstance(soa.buffer, Leaves) and soa.rows == soa.capacity:
+        return tuple(soa.buffer.native()[1])  # of records their fields
     return _flatten(soa)[0]
 
 
@@ -46,7 +49,7 @@ def _check_leaves(soa: SoA) -> None:
             soa.buffer.leaf(number)
 
 
-Aux = tuple[Layout, int]
+Aux = tuple[Layout | Records, int]
 
 
 _Known = tuple[bool | None, tuple[tuple[Any, ...], Aux]]
@@ -60,16 +63,18 @@ def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
         return known[1]
     if isinstance(soa.buffer, Allocations):
         return _flatten_bound(soa)
-    aux = (soa.layout, soa.rows)
+    aux: Aux = (soa.layout, soa.rows)
     if soa.rows != soa.capacity:
         return _own_rows(soa), aux
     buffer = soa.buffer
+    if isinstance(buffer, Leaves) and buffer.records is not None:
+        return buffer.given, (buffer.records, soa.rows)
     if isinstance(buffer, Leaves):
         mode, found = buffer.native()
     else:
         mode, found = None, []
         memory = buffer.root if buffer.on_host else None
-        for run in runs(*aux):
+        for run in runs(soa.layout, soa.rows):
             shape, dtype = run.shape, run.dtype
             if dtype in NARROW:
                 mode = x64()
@@ -90,6 +95,8 @@ def _flatten_bound(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     if not soa.buffer.on_host:
         columns = [_column_of_a_device(soa, field) for field in layout.fields]
         return tuple(columns), (apart(layout), soa.rows)
+    if layout.records is not None:
+        return keep(soa, "jax.tree", (None, leaf_of_records(soa)))[1]
     mode, found, copied = None, [], False
     for field in layout.fields:
         column = soa[field.name if field.per_row else Value(field.name)]
@@ -212,14 +219,19 @@ def _own_rows(soa: SoA) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def from_leaves(layout: Layout, rows: int, leaves: Iterable[Any]) -> SoA:
-    """The SoA whose runs are these."""
+def from_leaves(layout: Layout | Records, rows: int, leaves: Iterable[Any]) -> SoA:
+    """The SoA whose runs are these, or whose records."""
+    if isinstance(layout, Records):
+        made = Leaves(layout.layout, rows, tuple(leaves), layout)
+        return SoA(layout.layout, made, rows, 0, rows)
     return SoA(layout, Leaves(layout, rows, tuple(leaves)), rows, 0, rows)
 
 
 def _flatten_with_keys(soa: SoA) -> tuple[list[tuple[DictKey, Any]], Aux]:
     found, aux = _flatten(soa)
-    keys = [DictKey(name_of(run)) for run in runs(*aux)]
+    layout, rows = aux
+    of = (layout.run(rows),) if isinstance(layout, Records) else runs(layout, rows)
+    keys = [DictKey(name_of(run)) for run in of]
     return list(zip(keys, found, strict=True)), aux
 
 
@@ -251,9 +263,10 @@ def _blocks_unflatten(aux: BlocksAux, children: Iterable[Any]) -> SoABlocks:
 
 
 def _to_bytes(aux: Aux) -> bytes:
-    if aux[0].apart:
+    layout, rows = aux
+    if isinstance(layout, Records) or layout.apart:
         raise TypeError("functions of bound columns are not exported; export them for soa.pack()")
-    return json.dumps({"layout": aux[0].to_dict(), "rows": aux[1]}).encode()
+    return json.dumps({"layout": layout.to_dict(), "rows": rows}).encode()
 
 
 def _from_bytes(data: bytes | bytearray) -> Aux:

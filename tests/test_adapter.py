@@ -33,7 +33,7 @@ NAMES = [
     "event_for", "events_for", "exact_int", "host_array", "host_offsets", "in_order", "is_dense",
     "keep", "match", "numpy_dtype", "overlaps", "pairs", "parts_of", "places", "resolve",
     "results", "run_numbers", "runs", "soa_lines", "soas_of", "tensor_labels", "verdicts",
-    "views_or_gathers", "work", "writable_views",
+    "views_or_gathers", "why_copied_in", "work", "writable_views",
 ]  # fmt: skip
 
 

@@ -46,7 +46,9 @@ LADDER = [
     "_describe",
     "_order",
     "_arrange",
+    "_svg",
     "_draw",
+    "_draw_soa",
     "_notebook",
     "_cpp_text",
     "_cpp_names",
@@ -84,6 +86,8 @@ OPENED = {
     ("_soa", "_batches", "batches"),
     ("_soa", "_values", "check_bools"),
     ("_soa", "_values", "counted"),
+    ("_soa", "_describe", "describe"),
+    ("_soa", "_draw_soa", "to_svg"),
     ("_soa", "_notebook", "_repr_html_"),
     ("_soa", "_pack", "__setitem__"),
 }

@@ -8,7 +8,7 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | a spec's tensors over an SoA | `resolve`, `views_or_gathers`, `Gather`, `Strided`, `Numbers` |
 | the same as text, for event loops | `places`, `Places`, `Place`, `compiled`, `as_tuple` |
 | the memory, and what it is asked | `Buffer`, `HostBuffer`, `DeviceBuffer`, `host_array` |
-| what is a view, and why not | `announce`, `verdicts`, `Verdict`, `Explain` |
+| what is a view, and why not | `announce`, `verdicts`, `Verdict`, `Explain`, `why_copied_in` |
 | arguments | `check_soa`, `check_copy`, `exact_int` |
 | writing | `writable_views`, `Target`, `Matches`, `match`, `Described`, `parts_of`, `overlaps` |
 | the same | `check_writable`, where memory may have become read-only since |
@@ -35,6 +35,7 @@ from .._soa import keep
 from .._spec import columns_of
 from .._strided import Numbers, Strided, is_dense
 from .._views import Gather, check_copy, check_soa, resolve, views_or_gathers
+from .._why import why_copied_in
 from .._write import check_given, check_writable, tensor_labels
 from ._forward import (
     BatchSize,
@@ -135,6 +136,7 @@ __all__ = [
     "tensor_labels",
     "verdicts",
     "views_or_gathers",
+    "why_copied_in",
     "work",
     "writable_views",
 ]
