@@ -147,6 +147,17 @@ def test_each_column_is_read_once():
     assert peak < layout.nbytes(rows) + index.nbytes + 10_000
 
 
+def test_few_rows_of_records_cost_few_bytes():
+    """Of a column with steps only the chosen rows are read, and not a copy of it."""
+    records = np.zeros(100_000, [("a", "f8"), ("b", "f8")])
+    soa = bind(records)
+    tracemalloc.start()
+    soa.take([5, 3])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000
+
+
 def test_concatenate_of_every_kind():
     """Rows of layouts, slices and bound columns follow each other; the first one's layout stays."""
     soas = [filled(3), filled(9, 20)[2:6], filled(0), bind(filled(2, 40))]
