@@ -3,8 +3,7 @@
 Eight float32 columns in each container become one (N, 8) tensor of torch and one JAX array. All
 ways run interleaved, round by round, in one process; times are medians, each of as many calls in a
 row as last ten milliseconds. `shared` says that the result lies in the container's own memory, by
-address; peak is what the process's peak memory (VmHWM) rises by in one call. Then an epoch over
-10^6 rows, in batches, in order and shuffled, and what is done once before. It says what it is at,
+address; peak is what the process's peak memory (VmHWM) rises by in one call. It says what it is at,
 for it takes minutes.
 
 The peers are in the extra `bench`; one that is not installed is left out, and said to be. The whole
@@ -19,7 +18,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ import numpy as np
 import torch
 from measure import growth, medians
 from numpy.lib.recfunctions import structured_to_unstructured
-from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import soaview_jax
 import soaview_torch
@@ -200,77 +198,6 @@ def compare(framework: str, rows: int) -> list[dict[str, Any]]:
     return lines
 
 
-class Rows(Dataset[torch.Tensor]):
-    """What a dataset of rows looks like: item i is row i of every column."""
-
-    def __init__(self, columns: dict[str, np.ndarray]) -> None:
-        self.columns = list(columns.values())
-
-    def __len__(self) -> int:
-        return len(self.columns[0])
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        return torch.tensor([column[row] for column in self.columns])
-
-
-def epochs(rows: int, batch_size: int = 1000) -> dict[str, dict[str, float]]:
-    """Seconds by title and way: for all batches, each summed; and for what is done once before."""
-    soa, columns = filled(rows), columns_of(rows)
-    soaview_torch.tensors(soa, SPEC)  # its memory is imported now, once
-    row_major = torch.from_numpy(by_numpy(columns)())
-    whole = TensorDataset(row_major)
-    memory = soa.buffer.root
-
-    def total(batches: Iterable[Any]) -> float:
-        return sum(float((b[0] if isinstance(b, (list, tuple)) else b).sum()) for b in batches)
-
-    def viewed(of: SoA) -> torch.Tensor:
-        return soaview_torch.tensors(of, SPEC)[0]
-
-    def of_batches(of: SoA) -> Iterator[torch.Tensor]:
-        return (viewed(batch) for batch in of.batches(batch_size))
-
-    def shuffled() -> torch.Tensor:
-        return torch.randperm(rows)
-
-    def chosen(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-        return (tensor.index_select(0, part) for part in shuffled().split(batch_size))
-
-    def gathered() -> SoA:
-        order = shuffled().numpy()
-        return LAYOUT.pack({name: column[order] for name, column in soa_views(soa)})
-
-    title = f"an epoch of {rows} rows in batches of {batch_size}, "
-    in_order: dict[str, Callable[[], object]] = {
-        "`tensors` of each of `soa.batches`": lambda: total(of_batches(soa)),
-        "`tensors` once, `split`": lambda: total(viewed(soa).split(batch_size)),
-        "a row-major copy, `split`": lambda: total(row_major.split(batch_size)),
-        "`DataLoader` over a `TensorDataset` of that copy": lambda: total(
-            DataLoader(whole, batch_size)
-        ),
-        "`DataLoader` over a dataset of rows": lambda: total(DataLoader(Rows(columns), batch_size)),
-    }
-    by_chance: dict[str, Callable[[], object]] = {
-        "`tensors` once, `index_select`": lambda: total(chosen(viewed(soa))),
-        "the columns chosen and packed, `soa.batches`": lambda: total(of_batches(gathered())),
-        "a row-major copy, `index_select`": lambda: total(chosen(row_major)),
-        "a row-major copy, `DataLoader` with `shuffle=True`": lambda: total(
-            DataLoader(whole, batch_size, shuffle=True)
-        ),
-    }
-    before: dict[str, Callable[[], object]] = {
-        "memory that is laid out: `wrap`, `tensors`": lambda: viewed(LAYOUT.wrap(memory, rows)),
-        "other columns: `pack`, `tensors`": lambda: viewed(LAYOUT.pack(columns)),
-        "other columns: `np.stack`, a row-major copy": by_numpy(columns),
-        "memory that is laid out: a row-major copy": lambda: viewed(soa).contiguous(),
-    }
-    return {
-        title + "in order": medians(in_order, rounds=5, repeat=1),
-        title + "shuffled": medians(by_chance, rounds=5, repeat=1),
-        f"once, before that: {rows} rows": medians(before, rounds=15),
-    }
-
-
 def table(lines: list[dict[str, Any]]) -> str:
     """Markdown: a row for each way, a pair of columns for each N."""
     counts = sorted({line["rows"] for line in lines})
@@ -290,13 +217,6 @@ def table(lines: list[dict[str, Any]]) -> str:
             out.append(f"| {name} | {kind} | {' | '.join(times)} | {ratio} | {last['grown']:.0f} |")
         out.append("")
     return "\n".join(out)
-
-
-def table_of(title: str, times: dict[str, float]) -> str:
-    """Markdown: a row for each way, against the first."""
-    first = next(iter(times.values()))
-    rows = (f"| {way} | {t * 1e3:,.3f} | {t / first:,.2f} |" for way, t in times.items())
-    return "\n".join([f"\n| {title} | ms | / the first |", "|---|---|---|", *rows])
 
 
 def summary(lines: list[dict[str, Any]]) -> str:
@@ -361,14 +281,12 @@ def main() -> None:
     # 4 000 rows are 128 KB: thereabouts copying into JAX begins to cost more than an import.
     counts = [rows for rows in (10**3, 4 * 10**3, 10**5, 10**7) if rows <= most] or [most]
     lines = [x for rows in counts for by in ("torch", "jax") for x in compare(by, rows)]
-    rows = min(most, 10**6)
     told = [
         f"# Columns to tensors\n\n`python benchmarks/peers.py`, on a CPU: {said}.\n",
         table(lines),
         "`/ soaview` and the peak, in one call, are those of the most rows. soaview's JAX array, "
         "and that by hand, have the padded rows: 1,024 of 1,000, else no more.\n",
         summary(lines).replace("\n", "\n\n"),
-        *(table_of(title, found) for title, found in epochs(rows).items()),
     ]
     text = "\n".join(told) + "\n"
     print(text)

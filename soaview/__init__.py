@@ -9,6 +9,7 @@ from ._blocks import Blocks, SoABlocks
 from ._explain import explain
 from ._fields import Column, Scalar
 from ._layout import Layout
+from ._rows import concatenate
 from ._soa import SoA
 from ._spec import Spec, Value
 from ._views import View, views
@@ -24,6 +25,7 @@ __all__ = [
     "Value",
     "View",
     "bind",
+    "concatenate",
     "explain",
     "views",
 ]

@@ -332,6 +332,15 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(known[:20]) + more
 
 
+def difference(got: tuple[Column | Scalar, ...], expected: tuple[Column | Scalar, ...]) -> str:
+    """Where a list of fields differs from another first, in words; empty where it does not."""
+    both = zip(got, expected, strict=False)
+    first = next((n for n, (a, b) in enumerate(both) if a != b), None)
+    if first is not None:
+        return f"field {first} is {got[first]!r:.200}, expected {expected[first]!r:.200}"
+    return f"{len(got)} fields, expected {len(expected)}" if len(got) != len(expected) else ""
+
+
 def no_such(what: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not there, with the closest one that is."""
     names = [other[:60] for other in itertools.islice(known, 1000)]  # for difflib is slow

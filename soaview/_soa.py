@@ -233,6 +233,26 @@ class SoA(_Unfrozen):
             raise TypeError(f"drop_last must be True or False, got {drop_last!r:.60}")
         return Batches(self, size, drop_last)
 
+    def take(self, rows: Any) -> SoA:
+        """The chosen rows, in this order, in a new SoA: a copy, of the host's memory.
+
+        Args:
+            rows: integers along one axis, of which -1 is the last row, or a bool for each row.
+
+        Raises:
+            IndexError: a row that is not there, or a mask of another length.
+            TypeError: anything else.
+            BufferError: memory that is not the host's; the adapters have a `take` for that.
+
+        >>> from soaview import Column, Layout
+        >>> soa = Layout([Column("pt", "float32")]).pack({"pt": [1.0, 2.0, 3.0]})
+        >>> soa.take([2, 0])["pt"], soa.take(soa["pt"] > 1).rows
+        (array([3., 1.], dtype=float32), 2)
+        """
+        from ._rows import take
+
+        return take(self, rows)
+
     def describe(self) -> str:
         """The memory map, as `Layout.describe` gives it, below what `repr` says.
 
@@ -394,7 +414,6 @@ def _entry_of(key: Any) -> Entry:
     if not isinstance(key, (str, list, tuple, Value)):
         raise TypeError(
             f"an SoA takes a field's name, a list of names, Value(name) or a slice of rows, "
-            f"got {type(key).__name__}; row i is soa[i:i+1], and chosen rows are a column's: "
-            f"soa[name][rows]"
+            f"got {type(key).__name__}; row i is soa[i:i+1], and chosen rows are soa.take(rows)"
         )
     return checked_entry("", key)

@@ -3,10 +3,25 @@
 from ._arrays import arrays
 from ._explain import explain
 from ._forward import forward
+from ._loader import loader
 from ._move import to
 from ._prepare import prepare
 from ._rows import mask, segments
+from ._take import concatenate, take
 from ._update import update
 from ._write import write
 
-__all__ = ["arrays", "explain", "forward", "mask", "prepare", "segments", "to", "update", "write"]
+__all__ = [
+    "arrays",
+    "concatenate",
+    "explain",
+    "forward",
+    "loader",
+    "mask",
+    "prepare",
+    "segments",
+    "take",
+    "to",
+    "update",
+    "write",
+]

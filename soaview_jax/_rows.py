@@ -31,7 +31,7 @@ def mask(soa: SoA, count: jax.Array | int) -> jax.Array:
     >>> mask(Layout([Column("x", "float32")]).allocate(4), 3)
     Array([ True,  True,  True, False], dtype=bool)
     """
-    _check_count(soa)
+    check_count(soa)
     if isinstance(count, jax.core.Tracer):
         if count.shape or not jnp.issubdtype(count.dtype, jnp.integer):
             raise TypeError(f"count must be one integer, got {count.dtype} of shape {count.shape}")
@@ -65,7 +65,7 @@ def segments(soa: SoA, offsets: Any = None, *, counts: Any = None) -> jax.Array:
     Array([0, 0, 2], dtype=int32)
     """
     check_one_given(offsets, counts)
-    _check_count(soa)
+    check_count(soa)
     what, given = ("counts", counts) if offsets is None else ("offsets", offsets)
     if isinstance(given, jax.core.Tracer):
         check_integers(what, given.shape, jnp.issubdtype(given.dtype, jnp.integer), given.dtype)
@@ -94,7 +94,8 @@ def _among(number: jax.Array, rows: int) -> jax.Array:
     return lax.clamp(least, number, most).astype(jnp.int64 if x64() else jnp.int32)
 
 
-def _check_count(soa: SoA) -> None:
+def check_count(soa: SoA) -> None:
+    """Raise unless this is an SoA whose rows JAX counts."""
     check_soa(soa)
     if soa.rows > INT32_MAX and not x64():
         raise ValueError(

@@ -396,7 +396,7 @@ def test_which_memory_it_is():
     other = Layout([Column("q", "int8"), *IN.fields[1:]])
     for layout, message in (
         (loose, "another alignment than was prepared: 16, expected 128"),
-        (shorter, "another number of fields than was prepared: 5, expected 6"),
+        (shorter, "another layout than was prepared: 5 fields, expected 6"),
         (other, "field 0 is Column('q', 'int8'), expected Column('x', 'float32')"),
     ):
         with pytest.raises(ValueError, match=r"inputs\[1\]: .*" + re.escape(message)):

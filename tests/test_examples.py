@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -163,3 +164,14 @@ def test_a_normalization_by_feature(rows, monkeypatch):
         assert read[-1].data_ptr() == x.data_ptr()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(twin.state_dict()[name], value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_torch", "train_jax"])
+def test_an_example_trains(name, run_python):
+    """The loss falls, and events that were not trained with are told apart, not guessed."""
+    out = run_python(EXAMPLES / f"{name}.py", OMP_NUM_THREADS="1").stdout
+    first, last = map(float, re.search(r"loss (\S+) to (\S+)", out).groups())
+    accuracy, guessing = map(float, re.search(r"accuracy (\S+), by guessing (\S+),", out).groups())
+    assert last < first / 2
+    assert accuracy > 0.95 > guessing + 0.2

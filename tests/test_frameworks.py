@@ -31,11 +31,13 @@ NEEDS = ["torch", "jax"]
 
 
 def test_same_verbs_same_signatures():
-    """`tensors` and `arrays`, both `write`s and both `segments` take the same arguments."""
+    """`tensors` and `arrays`, both `write`s and so on take the same arguments."""
     pairs = [
         (soaview_torch.tensors, soaview_jax.arrays),
         (soaview_torch.write, soaview_jax.write),
         (soaview_torch.segments, soaview_jax.segments),
+        (soaview_torch.take, soaview_jax.take),
+        (soaview_torch.concatenate, soaview_jax.concatenate),
     ]
     for ours, theirs in pairs:
         one, other = (inspect.signature(f).parameters.values() for f in (ours, theirs))

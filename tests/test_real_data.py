@@ -129,3 +129,11 @@ def test_muons_of_each_event(data):
     totals, found = by_event(soa, counts)
     np.testing.assert_allclose(totals, sums, rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(np.where(counts > 0, found, 0), highest)
+
+
+@pytest.mark.parametrize("name", ["train_torch", "train_jax"])
+def test_an_example_trains_on_the_file(name, data, run_python):
+    """Z bosons of events that were not trained with are found, by muons of which each has some."""
+    program = Path(__file__).parents[1] / "examples" / f"{name}.py"
+    out = run_python(program, data / "uproot-HZZ.root", OMP_NUM_THREADS="1").stdout
+    assert float(out.partition("accuracy ")[2].partition(",")[0]) > 0.8

@@ -100,7 +100,7 @@ def test_batches():
     [
         (3, TypeError, r"an SoA takes a field's name.*got int; row i is soa\[i:i\+1\]"),
         (None, TypeError, "an SoA takes a field's name"),
-        (np.zeros(10, bool), TypeError, r"got ndarray; .*soa\[name\]\[rows\]"),
+        (np.zeros(10, bool), TypeError, r"got ndarray; .*soa\.take\(rows\)"),
         (slice(0, 5, 2), ValueError, "steps of 1"),
         (slice(5, 0, -1), ValueError, "steps of 1"),
         (slice("a", "b"), TypeError, "slice indices must be integers"),

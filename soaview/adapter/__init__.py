@@ -16,6 +16,7 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model`, `check_dtype` |
 | the same, event after event | `event_for`, `events_for`, `check_sides`, `soas_of`, ... |
 | rows by events | `check_one_given`, `host_offsets`, `check_integers`, ... |
+| chosen rows, and SoAs one after another | `row_numbers`, `gather`, `check_alike`, ... |
 | runs | `Run`, `runs`, `run_numbers`, `columns_of`, `copy_rows` |
 | the SoA's adapter cache | `keep` |
 | dtypes | `ITEMSIZE`, `INT64_MAX`, `numpy_dtype`, `is_dense` |
@@ -30,6 +31,14 @@ from .._dtypes import INT64_MAX, ITEMSIZE, exact_int, numpy_dtype
 from .._explain import Explain, Verdict, announce, verdicts
 from .._frameworks import check_storage
 from .._reduce import copy_rows
+from .._rows import (
+    check_alike,
+    check_mask,
+    check_present,
+    check_same_scalar,
+    gather,
+    row_numbers,
+)
 from .._runs import Run, run_numbers, runs
 from .._soa import keep
 from .._spec import columns_of
@@ -98,14 +107,18 @@ __all__ = [
     "apart",
     "array_lines",
     "as_tuple",
+    "check_alike",
     "check_among_rows",
     "check_copy",
     "check_dtype",
     "check_given",
     "check_integers",
+    "check_mask",
     "check_model",
     "check_offsets",
     "check_one_given",
+    "check_present",
+    "check_same_scalar",
     "check_sides",
     "check_soa",
     "check_storage",
@@ -116,6 +129,7 @@ __all__ = [
     "event_for",
     "events_for",
     "exact_int",
+    "gather",
     "host_array",
     "host_offsets",
     "in_order",
@@ -129,6 +143,7 @@ __all__ = [
     "places",
     "resolve",
     "results",
+    "row_numbers",
     "run_numbers",
     "runs",
     "soa_lines",

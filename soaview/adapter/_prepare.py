@@ -15,6 +15,7 @@ import numpy as np
 from .._buffer import HostBuffer
 from .._compile import Places
 from .._dtypes import INT64_MAX
+from .._fields import difference
 from .._layout import Layout
 from .._soa import SoA
 from .._spec import Spec
@@ -137,17 +138,8 @@ def _other_layout(got: Layout, expected: Layout) -> str:
             f"the SoA's layout has another alignment than was prepared: {got.alignment}, "
             f"expected {expected.alignment}"
         )
-    both = zip(got.fields, expected.fields, strict=False)
-    first = next((n for n, (a, b) in enumerate(both) if a != b), None)
-    if first is None:
-        return (
-            f"the SoA's layout has another number of fields than was prepared: "
-            f"{len(got.fields)}, expected {len(expected.fields)}"
-        )
-    return (
-        f"the SoA has another layout than was prepared: field {first} is "
-        f"{got.fields[first]!r:.200}, expected {expected.fields[first]!r:.200}"
-    )
+    differs = difference(got.fields, expected.fields)
+    return f"the SoA has another layout than was prepared: {differs}"
 
 
 MOST_OUTPUTS = 16
