@@ -39,6 +39,7 @@ LADDER = [
     "_nested",
     "_blocks",
     "_views",
+    "_gather",
     "_values",
     "_write",
     "_pack",
@@ -57,6 +58,7 @@ LADDER = [
     "",  # the package itself
     "_sizeof",
     "adapter._ragged",
+    "adapter._dtypes",
     "adapter._forward",
     "adapter._targets",
     "adapter._prepare",
