@@ -15,9 +15,10 @@ from ._device import DeviceBuffer, located, lying_of, pointed
 from ._dtypes import ITEMSIZE, numpy_name
 from ._fields import Column, Scalar
 from ._frameworks import allocation_of, check_storage, detached, in_numpy
+from ._gather import Gather, views_or_gathers
 from ._soa import SoA
 from ._spec import Spec, Value
-from ._views import Gather, View, views_or_gathers
+from ._views import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

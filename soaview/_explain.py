@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from ._dtypes import ITEMSIZE
 from ._fields import shown
+from ._gather import Gather, views_or_gathers
 from ._soa import SoA
 from ._spec import Entry, Spec
-from ._views import Gather, View, views_or_gathers
+from ._views import View
 
 VIEW, COPY, REFUSED = "view", "copy", "refused"
 

@@ -51,6 +51,10 @@ def networks(example):
     return importlib.import_module("both").networks(example)
 
 
+def event(example, rows, batch_size):
+    return importlib.import_module("both").event(example, rows, batch_size)
+
+
 def given(example, rows):
     """The inputs' tensors."""
     inputs, _ = example.event(rows)
@@ -66,15 +70,15 @@ def check(example, model, rows=ROWS, **options):
         soaview_torch.forward(eager, inputs, (soa, spec))
         wanted = {name: soa[name].copy() for name in soa}
         for batch_size in (None, example.BATCH_SIZE):
-            soa.buffer.root[:] = 0
+            inputs, (soa, spec) = event(example, count, batch_size)
             soaview_torch.forward(model, inputs, (soa, spec), batch_size=batch_size, **options)
             for name, values in wanted.items():
                 np.testing.assert_allclose(soa[name], values, rtol=1e-5, atol=1e-6)
 
 
 def dynamic(tensors):
-    """The sizes that vary, for `torch.export`: rows."""
-    counts = {}
+    """The sizes that vary, for `torch.export`: rows, where there is more than one."""
+    counts = {1: None}
     for tensor in tensors:
         counts.setdefault(len(tensor), torch.export.Dim(f"rows{len(counts)}", min=2))
     return tuple({0: counts[len(t)]} for t in tensors)
@@ -141,7 +145,7 @@ def compare(example, model, package, rows, **options):
         soaview_torch.forward(model, inputs, (soa, spec))
         wanted = soa["reco_pt"].copy()
         for batch_size in (None, example.BATCH_SIZE):
-            soa.buffer.root[:] = 0
+            inputs, (soa, spec) = event(example, count, batch_size)
             soaview_torch.forward(package, inputs, (soa, spec), batch_size=batch_size, **options)
             np.testing.assert_allclose(soa["reco_pt"], wanted, rtol=1e-5, atol=1e-6)
 

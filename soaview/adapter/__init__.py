@@ -13,7 +13,8 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | writing | `writable_views`, `Target`, `Matches`, `match`, `Described`, `parts_of`, `overlaps` |
 | the same | `check_writable`, where memory may have become read-only since |
 | columns in place of others | `check_given`, `tensor_labels` |
-| models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model`, `check_dtype` |
+| models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model` |
+| other dtypes, where they are named | `check_dtype`, `check_dtypes` |
 | the same, event after event | `event_for`, `events_for`, `check_sides`, `soas_of`, ... |
 | rows by events | `check_one_given`, `host_offsets`, `check_integers`, ... |
 | chosen rows, and SoAs one after another | `row_numbers`, `gather`, `check_alike`, ... |
@@ -30,6 +31,7 @@ from .._device import DeviceBuffer
 from .._dtypes import INT64_MAX, ITEMSIZE, exact_int, numpy_dtype
 from .._explain import Explain, Verdict, announce, verdicts
 from .._frameworks import check_storage
+from .._gather import Gather, views_or_gathers
 from .._reduce import copy_rows
 from .._rows import (
     check_alike,
@@ -43,15 +45,15 @@ from .._runs import Run, run_numbers, runs
 from .._soa import keep
 from .._spec import columns_of
 from .._strided import Numbers, Strided, is_dense
-from .._views import Gather, check_copy, check_soa, resolve, views_or_gathers
+from .._views import check_copy, check_soa, resolve
 from .._why import why_copied_in
 from .._write import check_given, check_writable, tensor_labels
+from ._dtypes import check_dtype, check_dtypes
 from ._forward import (
     BatchSize,
     Pair,
     Pairs,
     Work,
-    check_dtype,
     check_model,
     pairs,
     results,
@@ -111,6 +113,7 @@ __all__ = [
     "check_among_rows",
     "check_copy",
     "check_dtype",
+    "check_dtypes",
     "check_given",
     "check_integers",
     "check_mask",
