@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ._bound import PLAIN, Allocations, BoundFields, Home, Records, dense
-from ._buffer import WORDS, Buffer, HostBuffer
+from ._again import again, learn
+from ._bound import Allocations, BoundFields, Home, Records, dense
+from ._buffer import Buffer, HostBuffer
 from ._columns import Bound, column_of, named, records_of
-from ._compile import compiled
 from ._device import DeviceBuffer
 from ._dtypes import ITEMSIZE, check_rows
 from ._extents import extent_of, overlapping
 from ._fields import Column, Scalar, check_fields
-from ._host import ArrayInterface, address_of
+from ._host import ArrayInterface
 from ._layout import Layout
-from ._soa import SoA, new_soa
+from ._soa import SoA
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +66,7 @@ def bind(
     """
     if not (readonly is None or readonly is True or readonly is False):
         raise TypeError(f"readonly must be None, True or False, got {readonly!r:.60}")
-    made = _of_owning(data) if rows is readonly is None else None
+    made = again(data) if rows is readonly is None else None
     if made is not None:
         return made
     given = dict(named(data))
@@ -94,87 +93,8 @@ def bind(
     soa = _soa_of(found, count, readonly, records_of(data))
     # Of one row, NumPy takes an array for contiguous whatever step would lead to the next.
     if rows is readonly is None and count > 1:
-        _learn(data, soa.layout)
+        learn(data, soa.layout)
     return soa
-
-
-# Arrays of an event loop
-
-
-_OWNING: dict[tuple[str, ...], Callable[[Any], SoA | None]] = {}
-"""By columns' names, what makes an SoA of arrays that are allocations themselves."""
-
-_RECORDS: dict[int, tuple[np.dtype[Any], np.dtype[Any], Any]] = {}
-"""Of records, by their dtype's identity: that dtype, words to read them as, and fields."""
-
-
-def _of_owning(data: Any) -> SoA | None:
-    """An SoA of such arrays, or records, as were bound before; None where this is another case.
-
-    An event loop brings new ones each time, and asking each for its address would take longer than
-    all the rest.
-    """
-    if type(data) is dict:
-        run = _OWNING.get((*data,))
-        return None if run is None else run(data)
-    if type(data) is not np.ndarray:
-        return None
-    known = _RECORDS.get(id(data.dtype))
-    if known is None or data.flags.num & PLAIN != PLAIN or data.ndim != 1:
-        return None
-    _, words, fields = known
-    root = data.view(words)
-    # Of records without padding the flag says nothing about where they start.
-    if not root.size or address_of(root) % 16:
-        return None
-    return new_soa(fields, Allocations.of((root,), root.nbytes), len(data), 0, len(data))
-
-
-def _learn(data: Any, layout: Any) -> None:
-    """Keep what was found of arrays or records that are allocations themselves."""
-    if type(data) is np.ndarray:
-        plain = data.flags.num & PLAIN == PLAIN and data.ndim == 1 and data.size
-        if plain and address_of(data) % 16 == 0:
-            widest = max(field.itemsize for field in layout.fields)
-            size = next(n for n in (8, 4, 2, 1) if n <= widest and data.itemsize % n == 0)
-            _remember(_RECORDS, id(data.dtype), (data.dtype, WORDS[size], layout))
-        return
-    if type(data) is not dict or len({*map(id, data.values())}) < len(data):
-        return
-    for name, array in data.items():
-        if type(name) is not str or type(array) is not np.ndarray or not array.ndim:
-            return
-        # Of items of 16 bytes NumPy's flag is content with 8.
-        if array.flags.num & PLAIN != PLAIN or not array.size or array.itemsize > 8:
-            return
-    _remember(_OWNING, (*data,), _maker(layout, [array.dtype for array in data.values()]))
-
-
-def _maker(layout: Any, dtypes: list[np.dtype[Any]]) -> Callable[[Any], SoA | None]:
-    """What makes an SoA of a dictionary of such arrays with these dtypes and shapes of rows."""
-    fields = layout.fields
-    arrays = [f"a{i}" for i in range(len(fields))]
-    flags = " & ".join(f"{a}.flags.num" for a in arrays)
-    shapes = [
-        f"{a}.shape == (rows, {', '.join(map(str, f.shape))}{',' * bool(f.shape)})"
-        if f.shape
-        else f"{a}.shape == (rows,)"
-        for a, f in zip(arrays, fields, strict=True)
-    ]
-    lines = [
-        f"{', '.join(arrays)}, = data.values()",
-        f"if not ({' and '.join(f'type({a}) is ndarray' for a in arrays)}): return None",
-        f"if {flags} & {PLAIN} != {PLAIN}: return None",
-        f"if not ({' and '.join(f'{a}.dtype is {a}_dtype' for a in arrays)}): return None",
-        "rows = a0.shape[0] if a0.shape else 0",
-        f"if not rows or not ({' and '.join(shapes)}): return None",
-        f"if len({{{', '.join(f'id({a})' for a in arrays)}}}) < {len(arrays)}: return None",
-        f"memory = allocations(({', '.join(arrays)},), rows * {layout.nbytes(1)})",
-        "return new_soa(layout, memory, rows, 0, rows)",
-    ]
-    names: dict[str, Any] = {f"{a}_dtype": dtype for a, dtype in zip(arrays, dtypes, strict=True)}
-    names |= {"ndarray": np.ndarray, "allocations": Allocations.of}
-    return compiled("data", lines, {**names, "layout": layout, "new_soa": new_soa})
 
 
 def _soa_of(columns: list[Bound], rows: int, readonly: bool | None, records: Records | None) -> SoA:

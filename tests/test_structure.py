@@ -59,6 +59,7 @@ LADDER = [
     "_explain",
     "_columns",
     "_extents",
+    "_again",
     "_bind",
     "",  # the package itself
     "_sizeof",
