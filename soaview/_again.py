@@ -82,10 +82,11 @@ def learn(data: Any, layout: Any) -> None:
         if not plain or any(address_of(base) % 16 for base in bases):
             return
         # Where they lie elsewhere in each event a function for each would not pay.
-        if _LAST.get((*data,)) is not layout:
+        last = _LAST.get((*data,))
+        if last is None or last is not layout:
             _remember(_LAST, (*data,), layout)
         else:
-            _remember(_PARTS, (*data,), _of_parts(layout, arrays))
+            _remember(_PARTS, (*data,), _of_parts(last, arrays))
 
 
 def _of_owners(layout: BoundFields, arrays: list[Any]) -> Make:
