@@ -9,7 +9,7 @@ import numpy as np
 
 from ._bound import Allocations, BoundFields, Home, Records
 from ._buffer import Buffer, HostBuffer
-from ._columns import Bound, column_of, named, records_of
+from ._columns import Bound, column_of, named, offsets_of, records_in
 from ._dtypes import ITEMSIZE, check_rows
 from ._fields import Column, Scalar, check_fields
 from ._frameworks import check_storage
@@ -92,7 +92,7 @@ def bind(
                 f"{'was given' if rows is not None else f'has {count}'}; columns need as many"
             )
     assert count is not None
-    soa = _soa_of(found, count, readonly, records_of(data))
+    soa = _soa_of(found, count, readonly, records_in(data))
     if key is not None:
         layout: Any = soa.layout
         _remember(_OWNING, key, layout)
@@ -203,11 +203,20 @@ def _vouched(base: NDArray[Any], owner: Any, array: NDArray[Any], address: int) 
     return _Extent(first, first + whole.size, address, whole.flags.writeable, whole)
 
 
-def _soa_of(columns: list[Bound], rows: int, readonly: bool | None, records: Records | None) -> SoA:
+def _soa_of(
+    columns: list[Bound], rows: int, readonly: bool | None, bound_whole: NDArray[Any] | None
+) -> SoA:
     pieces: list[Buffer] = []
     homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
     arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
     extents = {i: _extent(columns[i].name, array) for i, array in arrays.items()}
+    records = None if bound_whole is None else offsets_of(bound_whole.dtype)
+    if bound_whole is not None and records is not None:  # which may reach beyond their fields
+        first, end = _extent("records", bound_whole)[:2]
+        extents = {
+            i: extent._replace(first=min(extent.first, first), end=max(extent.end, end))
+            for i, extent in extents.items()
+        }
     for group in _groups(extents):
         first = min([extent.first for _, extent in group])
         end = max([extent.end for _, extent in group])
