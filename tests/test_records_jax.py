@@ -276,6 +276,10 @@ def test_records_within_records():
     assert leaf.shape == (N, 4)
     [eta] = jax.jit(lambda soa: arrays(soa, Spec(e="track.eta")))(soa)
     assert eta.tolist() == [*range(N)]
+    deep = np.ones(N, [("pt", "f8"), ("event", [("id", "i4"), ("track", inner)])])
+    deep["event"]["track"]["eta"] = np.arange(N)
+    [eta] = jax.jit(lambda soa: arrays(soa, Spec(e="event.track.eta")))(bind(deep))
+    assert eta.tolist() == [*range(N)]
     apart = bind(np.ones(N, [("pt", "f8"), ("tracks", inner, (2,))]))
     assert len(jax.tree.leaves(apart)) == 3
 
