@@ -9,7 +9,7 @@ import numpy as np
 from ._again import again, learn
 from ._bound import Allocations, BoundFields, Home, Records, dense
 from ._buffer import Buffer, HostBuffer
-from ._columns import Bound, column_of, named, records_of
+from ._columns import Bound, column_of, named, offsets_of, records_in
 from ._device import DeviceBuffer
 from ._dtypes import ITEMSIZE, check_rows
 from ._extents import extent_of, overlapping
@@ -90,19 +90,28 @@ def bind(
                 f"{'was given' if rows is not None else f'has {count}'}; columns need as many"
             )
     assert count is not None
-    soa = _soa_of(found, count, readonly, records_of(data))
+    soa = _soa_of(found, count, readonly, records_in(data))
     # Of one row, NumPy takes an array for contiguous whatever step would lead to the next.
     if rows is readonly is None and count > 1:
         learn(data, soa.layout)
     return soa
 
 
-def _soa_of(columns: list[Bound], rows: int, readonly: bool | None, records: Records | None) -> SoA:
+def _soa_of(
+    columns: list[Bound], rows: int, readonly: bool | None, bound_whole: NDArray[Any] | None
+) -> SoA:
     pieces: list[Buffer] = []
     homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
     arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
     firsts: dict[int, int] = {}
     extents = {i: extent_of(columns[i].name, array, firsts) for i, array in arrays.items()}
+    records = None if bound_whole is None else offsets_of(bound_whole.dtype)
+    if bound_whole is not None and records is not None:  # which may reach beyond their fields
+        first, end = extent_of("records", bound_whole, firsts)[:2]
+        extents = {
+            i: extent._replace(first=min(extent.first, first), end=max(extent.end, end))
+            for i, extent in extents.items()
+        }
     groups = overlapping(extents)
     for group in groups:
         first = min([extent.first for _, extent in group])

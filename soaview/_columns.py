@@ -121,14 +121,16 @@ def _records(data: Any) -> NDArray[Any]:
     return np.frombuffer(data, np.dtype(data._type_))
 
 
-def records_of(data: Any) -> Records | None:
-    """How records lie that are bound whole, one after another; None of what are none."""
+def records_in(data: Any) -> NDArray[Any] | None:
+    """Rows of records that are bound whole, as NumPy has them; None of what are none."""
     if isinstance(data, ctypes.Array) and issubclass(data._type_, ctypes.Structure):
-        dtype: Any = np.dtype(data._type_)
-    elif isinstance(data, np.ndarray) and data.dtype.names is not None and data.ndim == 1:
-        dtype = data.dtype
-    else:
-        return None
+        return _records(data)
+    plain = isinstance(data, np.ndarray) and data.dtype.names is not None and data.ndim == 1
+    return np.asarray(data) if plain else None
+
+
+def offsets_of(dtype: np.dtype[Any]) -> Records | None:
+    """How the fields lie in a record; None where a field is records in rows itself."""
     found = [*_offsets(dtype, 0)]
     return None if None in found else Records(dtype.itemsize, tuple(found))
 

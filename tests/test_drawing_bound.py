@@ -144,6 +144,16 @@ def test_records_are_drawn_as_one_of_them(rows):
     assert heading.endswith("rows of 24 bytes, of which one is drawn")
 
 
+def test_some_records_of_many():
+    """Those that are not bound are hatched behind the last field; other bytes make no row."""
+    root = parsed(bind(records(32)[:16]).to_svg())
+    _, strips = bars(root)
+    widths = [rect[2] for _, rect in strips[0]]
+    assert widths == pytest.approx([664 / 12, 664 / 12, 664 / 6, 664 * 2 / 3], abs=0.1)
+    root = parsed(bind(through()).to_svg())
+    assert headings(root) == [text for text in headings(root) if "of which one" not in text] != []
+
+
 def test_columns_in_a_block_are_to_scale():
     """What lies before, between and behind bound columns is seen, and is not bound."""
     block = np.zeros((8, 100), "f4")
@@ -256,6 +266,8 @@ def test_what_xla_copies():
     assert step.endswith("; XLA copies it: it is strided")
     assert "2 of 3 columns, 416 bytes: whole, step" in soa[12:].to_svg()
     assert "way into jit: 1 of 3 columns, 4 bytes: late" in soa[:1].to_svg()
+    rows = bind(at(16, 33, records(0).dtype))
+    assert "way into jit: 4 of 4 columns, 792 bytes: pt, eta, q, m" in rows.to_svg()
     for none in (soa[:0], bind({"whole": data["whole"]})[16:]):
         assert "XLA copies nothing on the way into jit" in none.to_svg()
 
@@ -325,6 +337,7 @@ def test_the_table():
     assert rows[1] == ["r", "float32", "(33,)", "0", "0", "(24,)", "1, 1.5, 2, ..."]
     assert rows[2][3:6] == ["0", "16", "(24,)"]
     assert rows[3] == ["n", "int64", "scalar", "1", "0", "()", "7"]
+    assert "SoA: 33 rows, bound, 1 allocation on cpu</div>" in bind(data)._repr_html_()
 
 
 def test_described():

@@ -89,14 +89,47 @@ def test_one_leaf(past):
     [(path, leaf)] = jax.tree_util.tree_leaves_with_path(soa)
     assert (path[0].key, leaf.shape, leaf.dtype) == ("x:m", (N, 4), "uint32")
     assert leaf.ctypes.data == records.ctypes.data
-    one_by_one = bind({name: records[name] for name in ("x", "y", "m")})
-    assert len(jax.tree.leaves(one_by_one)) == 3
+    one_by_one = bind({name: records[name] for name in PLAIN.names})
+    assert len(jax.tree.leaves(one_by_one)) == 4
+    assert one_by_one.layout != soa.layout
     assert jax.grad(total, allow_int=True)(one_by_one)["x"].tolist() == [1] * N
     verdict = {v.way: v for v in explain(soa, Spec(x="x")).verdicts}["JAX inside jit"]
     assert (verdict.gives, verdict.nbytes) == (("copy", 16 * N) if past else ("view", 0))
     assert ("records that start 16 bytes past" in verdict.why) == (past > 0)
+    [verdict] = [v for v in explain(soa[1:], Spec(x="x")).verdicts if v.way == "JAX inside jit"]
+    assert f"records that start {16 + past} bytes past" in verdict.why
     verdict = explain(bind(records[::2]), Spec(x="x")).verdicts[-1]
     assert "is of records that do not follow each other" in verdict.why
+
+
+class Exporter:
+    """Memory that is no buffer, and says where it is."""
+
+    def __init__(self, memory):
+        self.memory = memory
+        at = memory.ctypes.data, False
+        self.__array_interface__ = {
+            "shape": memory.shape,
+            "typestr": "|u1",
+            "data": at,
+            "version": 3,
+        }
+
+
+def test_what_records_begin_and_end_with():
+    """What lies before the first field, and behind the last one, goes in with the rest."""
+    memory = np.zeros(8 + 20 * N, np.uint8)
+    parts = {"names": ["x", "y"], "formats": ["f4", "f4"], "offsets": [8, 12], "itemsize": 20}
+    dtype = np.dtype(parts)
+    for first in (0, 8):
+        part = memory[first : first + 20 * N]
+        made = np.asarray(Exporter(part)).view(dtype)
+        made["y"] = np.arange(N)
+        soa = bind(made)
+        [leaf] = jax.tree.leaves(soa)
+        assert (leaf.shape, leaf.ctypes.data) == ((N, 5), part.ctypes.data)
+        [y] = jax.jit(lambda soa: arrays(soa, Spec(y="y")))(soa)
+        assert y.tolist() == [*range(N)]
 
 
 def test_words_are_as_wide_as_the_fields_allow():
@@ -106,6 +139,7 @@ def test_words_are_as_wide_as_the_fields_allow():
         ([("a", "f4"), ("b", "i2"), ("c", "i2")], 4),
         ([("a", "i2"), ("b", "f4")], 2),
         ([("a", "i1"), ("b", "f4")], 1),
+        ([("a", "i1"), ("b", "f4"), ("c", "i1", (3,))], 1),
     ):
         [leaf] = jax.tree.leaves(bind(np.zeros(N, fields)))
         assert leaf.dtype.itemsize == size
@@ -206,6 +240,12 @@ def test_another_device():
     assert x.tolist() == soa["x"].tolist()
     assert to(put, jax.devices()[0])["m"].tolist() == soa["m"].tolist()
     assert put.device == "cpu"
+    wide = np.zeros(N, [("k", "i8"), ("x", "f4")])
+    wide["k"] = 2**40
+    put = jax.device_put(bind(wide), there)
+    assert put["k"].tolist() == [2**40] * N
+    with jax.enable_x64(True):
+        assert arrays(put, Spec(k="k"), copy=None)[0].tolist() == [2**40] * N
     given = jax.tree.map(jnp.array, soa)
     jax.jit(lambda soa: soa, donate_argnums=0)(given)
     with pytest.raises(RuntimeError, match="the SoA was donated"):
@@ -229,11 +269,17 @@ def test_writes_and_functions():
 def test_records_within_records():
     """Their fields are cut from the words, too; records side by side in one are not bound whole."""
     inner = np.dtype([("eta", "f4"), ("q", "i2")])
-    soa = bind(np.ones(N, [("pt", "f8"), ("track", inner), ("n", "i2")]))
+    records = np.ones(N, [("pt", "f8"), ("track", inner), ("n", "i2")])
+    records["track"]["eta"] = np.arange(N)
+    soa = bind(records)
     [leaf] = jax.tree.leaves(soa)
     assert leaf.shape == (N, 4)
     [eta] = jax.jit(lambda soa: arrays(soa, Spec(e="track.eta")))(soa)
-    assert eta.tolist() == [1] * N
+    assert eta.tolist() == [*range(N)]
+    deep = np.ones(N, [("pt", "f8"), ("event", [("id", "i4"), ("track", inner)])])
+    deep["event"]["track"]["eta"] = np.arange(N)
+    [eta] = jax.jit(lambda soa: arrays(soa, Spec(e="event.track.eta")))(bind(deep))
+    assert eta.tolist() == [*range(N)]
     apart = bind(np.ones(N, [("pt", "f8"), ("tracks", inner, (2,))]))
     assert len(jax.tree.leaves(apart)) == 3
 
