@@ -329,9 +329,8 @@ def test_workers(method, kind, monkeypatch):
         if kind == "shared" and method == "spawn":
             monkeypatch.setattr(soaview.SoA, "__reduce_ex__", lambda *_: pytest.fail("was sent"))
         sampler = BatchSampler(RandomSampler(dataset), 8, drop_last=False)
-        found = DataLoader(
-            dataset, sampler=sampler, batch_size=None, num_workers=2, multiprocessing_context=method
-        )
+        workers = {"num_workers": 1 + (method == "fork"), "multiprocessing_context": method}
+        found = DataLoader(dataset, sampler=sampler, batch_size=None, **workers)
         seen = [x for [batch] in found for x in batch.tolist()]
         assert sorted(seen) == list(range(2, rows + 2))
         del soa, part, dataset, found, sampler
