@@ -226,6 +226,18 @@ def test_an_epoch_begun_while_another_is_written(monkeypatch):
     assert sorted(outer[:, 0].tolist()) == sorted(inner[0][:, 0].tolist()) == list(range(64))
 
 
+def test_another_thread_takes_the_memory_first():
+    """Memory that another thread takes in between is missed by nobody."""
+
+    class Raced(list):
+        def __bool__(self):
+            return True
+
+    batches = loader(filled(8), SPEC.subset("xy"), 8, shuffle=True)
+    batches._last = Raced()
+    assert len(list(batches)) == 1
+
+
 def test_an_epoch_comes_again():
     """With the generator as it was the same epoch comes, and its rest by skipping batches."""
     generator = torch.Generator().manual_seed(3)
