@@ -21,6 +21,7 @@ from soaview.adapter import (
     runs,
 )
 
+from ._extract import shards
 from ._leaves import Leaves
 from ._pytree import from_leaves, in_leaves
 from ._rows import check_count
@@ -74,10 +75,9 @@ def take(soa: SoA, rows: Any) -> SoA:
         if not run.per_row:
             made.append(leaf)
         elif run.interleaved:
-            made.append(jnp.take(leaf, index, axis=0, mode="clip"))
+            made.append(_chosen(leaf, index, 0))
         else:
-            parts = jnp.take(_by_rows(there, run, leaf), index, axis=1, mode="clip")
-            made.append(_padded(parts, own))
+            made.append(_padded(_chosen(_by_rows(run, leaf), index, 1), own))
     return from_leaves(there.layout, count, made)
 
 
@@ -125,7 +125,7 @@ def concatenate(soas: Sequence[SoA]) -> SoA:
         else:
             both = zip(all_there, leaves, strict=True)
             parts = [
-                _by_rows(there, runs(there.layout, there.rows)[number], each)[:, : there.rows]
+                _by_rows(runs(there.layout, there.rows)[number], each)[:, : there.rows]
                 for there, each in both
             ]
             made.append(_padded(jnp.concatenate(parts, axis=1), own))
@@ -146,10 +146,19 @@ def _runs_of(soa: SoA, count: int) -> list[tuple[Any, Any, Any]]:
     return list(zip(*both, strict=True))
 
 
-def _by_rows(soa: SoA, run: Any, leaf: Any) -> Any:
+def _by_rows(run: Any, leaf: Any) -> Any:
     """A leaf's components, padded rows, and words: two where 64 bits go as pairs of 32."""
     words = 1 if leaf.dtype == numpy_dtype(run.dtype) else numpy_dtype(run.dtype).itemsize // 4
     return jnp.reshape(leaf, (run.shape[0], run.shape[1], words))
+
+
+def _chosen(leaf: Any, index: Any, axis: int) -> jax.Array:
+    """Rows of a leaf; where a mesh's axes are explicit, and it splits them, all on each device."""
+    sharding = jax.typeof(leaf).sharding
+    split = shards(sharding, axis) > 1
+    where = (slice(None),) * axis + (index,)
+    out = sharding.update(spec=()) if split else None
+    return jnp.asarray(leaf).at[where].get(mode="clip", out_sharding=out)
 
 
 def _padded(parts: jax.Array, own: Any) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, NamedTuple
@@ -134,10 +135,11 @@ class Loader:
         index = torch.randperm(soa.rows, generator=generator, device=where)
         if on_device(soa):
             return chosen_there(soa, self._spec, index.to(device_of(soa.device)))
-        # Taken out, so that no other thread takes it too; what has tensors left is let go.
-        memory, storage = self._last.pop() if self._last else (None, None)
-        if storage is not None and not storage.expired():
-            memory = None
+        memory = None
+        with suppress(IndexError):
+            # Taken out, so that no other thread takes it too; what has tensors left is let go.
+            last, storage = self._last.pop()
+            memory = last if storage.expired() else None
         memory, found = chosen(soa, self._spec, index.cpu().numpy(), memory)
         self._last.append((memory, _weak(found[0].untyped_storage())))
         return found

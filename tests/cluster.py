@@ -1,4 +1,4 @@
-"""What `test_cluster.py` runs on a cluster of two processes: JOB and FOLDER are its arguments."""
+"""What `test_cluster.py` runs on a cluster of two processes: `python cluster.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def seen(soa):
     return soa.readonly, refused, np.shares_memory(x.numpy(), soa["a"]), out
 
 
-def sent(client: Client, folder: Path) -> None:
+def sent(client: Client) -> None:
     """SoAs are scattered, one of them in read-only memory that stays it, and others come back."""
     layout = Layout([Column("a", "float32"), Column("b", "float32"), Scalar("n", "float32")])
     for rows in (100_000, 3):
@@ -56,9 +56,9 @@ def sent(client: Client, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    job, folder = sys.argv[1:]
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
-        globals()[job](client, Path(folder))
+        sent(client)
+        killed(client, Path(sys.argv[1]))

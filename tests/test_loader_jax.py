@@ -11,10 +11,11 @@ import numpy as np
 import places
 import pytest
 from bound import of_a_device
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import soaview
 from soaview import Column, Layout, Scalar, Spec, Value, bind
-from soaview_jax import _loader, arrays, concatenate, loader, take
+from soaview_jax import _loader, arrays, concatenate, loader, take, to
 
 NEEDS = ["jax", "torch"]
 
@@ -219,6 +220,22 @@ def test_concatenate(make, x64):
         wrong["n"] = 7
         with pytest.raises(ValueError, match="scalar 'n' is 50 .* and 7 in soas\\[1\\]"):
             concatenate([soas[0], jax.device_put(wrong)])
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_rows_that_are_split_over_devices(kind):
+    """An SoA of a mesh is loaded there, taken from and concatenated; batches are whole."""
+    layout = Layout([Column("x", "float32"), Column("h", "float32", (2,), interleaved=True)])
+    soa = layout.pack({"x": np.arange(256, dtype="f4"), "h": np.zeros((256, 2), "f4")})
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(kind,))
+    placed = to(soa, NamedSharding(mesh, PartitionSpec("rows")))
+    batches = loader(placed, Spec(x="x", h="h"), 32, shuffle=True, drop_last=True)
+    seen = np.concatenate([np.asarray(x) for x, h in batches])
+    assert sorted(seen) == list(range(256))
+    [x] = jax.jit(lambda soa: arrays(take(soa, [5, -1]), Spec(x="x")))(placed)
+    assert x.tolist() == [5, 255]
+    both = jax.device_get(concatenate([placed, placed]))
+    np.testing.assert_array_equal(both["x"], np.tile(soa["x"], 2))
 
 
 def test_fields_that_lie_otherwise():

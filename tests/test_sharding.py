@@ -378,6 +378,23 @@ def test_two_axes_of_a_mesh():
         np.testing.assert_array_equal(x, expected["x"])
 
 
+def test_rows_of_one_process_are_all_rows(sharding):
+    """In one process its own rows are all that there are; a device has no processes."""
+    soa, expected = wrapped(LAYOUT, 1000)
+    placed, same = to(soa, sharding, local=True), to(soa, sharding)
+    assert placed.rows == 1000
+    for one, other in zip(jax.tree.leaves(placed), jax.tree.leaves(same), strict=True):
+        assert one.sharding == other.sharding
+        np.testing.assert_array_equal(one, other)
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    [x] = arrays(to(soa, NamedSharding(mesh, PartitionSpec("a")), local=True), Spec(x="x"))
+    np.testing.assert_array_equal(x, expected["x"])
+    with pytest.raises(TypeError, match="local must be True or False, got 1"):
+        to(soa, sharding, local=1)
+    with pytest.raises(TypeError, match="local=True is for the devices of several processes"):
+        to(soa, jax.devices()[0], local=True)
+
+
 @pytest.mark.parametrize(
     "bad", [None, jax.P("rows"), jax.P(None, "rows"), jax.P(jax.P.UNCONSTRAINED), "cpu"], ids=str
 )
