@@ -220,6 +220,71 @@ def test_autocast_and_bfloat16(simple_net):
     np.testing.assert_allclose(half["y"].astype("f4"), wanted, atol=0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 33, 1024])
+def test_onnx_binding(simple_net, rows):
+    """ONNX Runtime reads the columns where they lie, and writes the column of results."""
+    recipe = importlib.import_module("onnx_binding")
+    _, session = recipe.sessions(recipe.simple_net_layers())
+    (soa, spec), (out, to) = simple_net.event(rows)
+    binding = recipe.bind(session, (soa, spec), (out, to))
+    for _ in range(2):  # what is written into the SoA is seen
+        session.run_with_iobinding(binding)
+        made = out["reco_pt"].copy()
+        out.buffer.root[:] = 0
+        soaview_torch.forward(networks(simple_net)[0], (soa, spec), (out, to))
+        np.testing.assert_allclose(made, out["reco_pt"], rtol=1e-5, atol=1e-6)
+        soa["eta"][:] += 1
+    [there] = binding.get_outputs()
+    assert there.data_ptr() == out["reco_pt"].ctypes.data
+
+
+@pytest.mark.slow
+def test_what_onnx_cannot_bind(simple_net):
+    """Columns that are no neighbours, and results in read-only memory, are refused by name."""
+    recipe = importlib.import_module("onnx_binding")
+    _, session = recipe.sessions(recipe.simple_net_layers())
+    (soa, spec), (out, to) = simple_net.event(33)
+    names = "pt", "a", "eta", "b", "phi"
+    apart = Layout([Column(name, "float32") for name in names]).allocate(33)
+    const = out.layout.wrap(bytes(out.buffer.root), 33)
+    for inputs, outputs, match in (
+        ((apart, spec), (out, to), "'features' is not dense .*neighbouring columns"),
+        ((soa, spec), (apart, Spec(reco_pt=["a", "b"])), "'reco_pt' is not dense"),
+        ((soa, spec), (const, to), "'reco_pt': its memory is read-only"),
+    ):
+        with pytest.raises(BufferError, match=match):
+            recipe.bind(session, inputs, outputs)
+
+
+@pytest.mark.slow
+def test_columns_first(simple_net):
+    """The surgery is right for every node that reads the input, and for other inputs none."""
+    recipe = importlib.import_module("onnx_binding")
+    helper, kind = recipe.helper, recipe.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["twice"]),
+        helper.make_node("Sub", ["twice", "other"], ["less"]),
+        helper.make_node("Mul", ["less", "x"], ["y"]),
+    ]
+    given = [helper.make_tensor_value_info(name, kind, ["rows", 2]) for name in ("x", "other")]
+    result = helper.make_tensor_value_info("y", kind, ["rows", 2])
+    graph = helper.make_graph(nodes, "model", given, [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    changed = recipe.columns_first(model, "x").SerializeToString()
+    session = recipe.onnxruntime.InferenceSession(changed, providers=["CPUExecutionProvider"])
+    x, other = np.arange(6, dtype="f4").reshape(3, 2), np.ones((3, 2), "f4")
+    [y] = session.run(None, {"x": x.T.copy(), "other": other})
+    np.testing.assert_array_equal(y, (2 * x - 1) * x)
+
+
+@pytest.mark.slow
+def test_the_onnx_example_runs(simple_net, capsys):
+    """It says how far it is from the graph on a copy."""
+    importlib.import_module("onnx_binding").main()
+    assert capsys.readouterr().out.count("rows: off by") == 4
+
+
 @pytest.mark.slow_but_every(5)
 def test_jax_export(example):
     """`jax.export` with a symbolic row count, saved and loaded, run on SoAs of other counts."""
