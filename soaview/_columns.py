@@ -11,6 +11,7 @@ import numpy as np
 
 from ._bound import Records, dense, dense_strides
 from ._buffer import Buffer
+from ._containers import pairs_of, why_none, within
 from ._device import DeviceBuffer, located, lying_of, pointed
 from ._dtypes import ITEMSIZE, numpy_name
 from ._fields import Column, Scalar
@@ -59,12 +60,23 @@ def _field(per_row: bool, name: str, dtype: str, shape: tuple[int, ...]) -> Colu
 # What has columns
 
 
-def named(data: Any) -> Iterator[tuple[str, Any]]:
+def named(data: Any) -> dict[str, Any]:
     """The columns of what has some, by name.
 
     Raises:
         TypeError: what has none.
+        ValueError: two of one name.
     """
+    found: dict[str, Any] = {}
+    for name, column in _pairs(data):
+        if name in found:
+            raise ValueError(f"column {name!r:.80} stands twice; names must be unique")
+        found[name] = column
+    return found
+
+
+def _pairs(data: Any) -> Iterator[tuple[str, Any]]:
+    kind = type(data)  # of which a frame's columns are no attributes
     if isinstance(data, SoA):
         for field in data.layout.fields:
             entry = field.name if field.per_row else Value(field.name)
@@ -79,28 +91,21 @@ def named(data: Any) -> Iterator[tuple[str, Any]]:
         yield from _fields_of(_records(data), "")
     elif isinstance(data, ctypes.Structure):
         yield from _members_of(data)
+    elif (pairs := pairs_of(data)) is not None:
+        yield from pairs
     elif isinstance(data, Mapping):
         yield from data.items()
-    elif hasattr(data, "column_names") and hasattr(data, "columns"):  # Arrow's
-        yield from _unique(data.column_names, data.columns)
-    elif hasattr(data, "get_columns"):  # polars'
+    elif hasattr(kind, "column_names") and hasattr(kind, "columns"):  # Arrow's
+        yield from zip(data.column_names, data.columns, strict=True)
+    elif hasattr(kind, "get_columns"):  # polars'
         yield from ((series.name, series) for series in data.get_columns())
-    elif hasattr(data, "iloc") and hasattr(data, "columns"):  # pandas'
-        yield from _unique(data.columns, [data.iloc[:, i] for i in range(data.shape[1])])
+    elif hasattr(kind, "iloc") and hasattr(kind, "columns"):  # pandas'
+        yield from ((name, data.iloc[:, i]) for i, name in enumerate(data.columns))
     else:
         raise TypeError(
             f"bind takes a mapping from name to column, records, a frame or an SoA, got "
-            f"{type(data).__name__}"
+            f"{kind.__name__}{why_none(data)}"
         )
-
-
-def _unique(names: Any, columns: Any) -> Iterator[tuple[str, Any]]:
-    known = set()
-    for name, column in zip(names, columns, strict=True):
-        if name in known:
-            raise ValueError(f"column {name!r:.80} stands twice; names must be unique")
-        known.add(name)
-        yield name, column
 
 
 def _fields_of(records: NDArray[Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -194,6 +199,7 @@ def column_of(name: str, value: Any, rows: int | None, device: str | None, owner
             return _of_view(name, value, value.ndim > 0)
         if isinstance(value, tuple):
             return _of_pointer(name, value, rows, device, owner)
+        value = within(value)
         array = _host_array(value)
         return _of_device(name, value) if array is None else _of_array(name, array)
     except (BufferError, TypeError, ValueError) as error:
@@ -287,9 +293,11 @@ def _host_array(value: Any) -> NDArray[Any] | None:
     try:
         memoryview(value)
     except TypeError:
+        asked = hasattr(type(value), "__array__")  # which reads a file, or works it out
+        why = "np.asarray of it is a copy in memory" if asked else "lists have no memory to bind"
         raise TypeError(
-            f"got {type(value).__name__}, expected an array, a number, or (address, dtype); lists "
-            f"have no memory to bind: {_PACK}"
+            f"got {type(value).__name__}, expected an array, a number, or (address, dtype); {why}"
+            f"{'' if asked else f': {_PACK}'}"
         ) from None
     return np.asarray(value)
 
