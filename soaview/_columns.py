@@ -150,19 +150,29 @@ def _offsets(dtype: np.dtype[Any], first: int) -> Iterator[Any]:
             yield None if kind.base.names is not None else first + at
 
 
-def _check_members(kind: Any) -> None:
+def _check_members(kind: Any, *, pointers: bool = False) -> None:
+    """Raise for members that are not numbers, nor, where that is allowed, lead to some."""
     for name, of, *bits in kind._fields_:
         if bits:
             raise TypeError(f"column {name!r:.80} is a bit field, which has no address")
+        if pointers and hasattr(of, "contents"):
+            of = of._type_
+        while issubclass(of, ctypes.Array):
+            of = of._type_
         if issubclass(of, ctypes.Union):
             raise TypeError(f"column {name!r:.80} is a union, which has no one type")
         if issubclass(of, ctypes.Structure):
             _check_members(of)
+        elif not isinstance(code := getattr(of, "_type_", None), str) or code in "PzZO":
+            raise TypeError(
+                f"column {name!r:.80} has pointers, which are no numbers; bind a mapping of what "
+                f"you want: what a pointer leads to is (address, dtype)"
+            )
 
 
 def _members_of(data: Any) -> Iterator[tuple[str, Any]]:
     """The members of one structure: arrays, numbers, and pointers."""
-    _check_members(type(data))
+    _check_members(type(data), pointers=True)
     for name, kind, *_ in type(data)._fields_:
         if hasattr(kind, "contents"):
             address = ctypes.cast(getattr(data, name), ctypes.c_void_p).value or 0
