@@ -11,7 +11,7 @@ import numpy as np
 
 from ._bound import Records, dense, dense_strides
 from ._buffer import Buffer
-from ._containers import pairs_of, why_none, within
+from ._containers import PACK, of_frame, pairs_of, why_none, within
 from ._device import DeviceBuffer, located, lying_of, pointed
 from ._dtypes import ITEMSIZE, numpy_name
 from ._fields import Column, Scalar
@@ -23,8 +23,6 @@ from ._views import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_PACK = "layout.pack copies it"
 
 
 class Bound(NamedTuple):
@@ -280,7 +278,7 @@ def _host_array(value: Any) -> NDArray[Any] | None:
         return np.array(value)
     library = type(value).__module__.partition(".")[0]
     if library in ("pandas", "polars", "pyarrow"):
-        return _of_frame(value, library)
+        return of_frame(value, library)
     if hasattr(type(value), "__dlpack_device__"):
         try:
             kind, _ = value.__dlpack_device__()
@@ -293,7 +291,7 @@ def _host_array(value: Any) -> NDArray[Any] | None:
             found: NDArray[Any] = in_numpy(plain) if own else np.from_dlpack(plain)
         except Exception as error:  # theirs are of many kinds
             raise BufferError(
-                f"{type(value).__name__} gives no array over its memory ({error}); {_PACK}"
+                f"{type(value).__name__} gives no array over its memory ({error}); {PACK}"
             ) from error
         return found
     if hasattr(value, "__cuda_array_interface__"):
@@ -307,32 +305,9 @@ def _host_array(value: Any) -> NDArray[Any] | None:
         why = "np.asarray of it is a copy in memory" if asked else "lists have no memory to bind"
         raise TypeError(
             f"got {type(value).__name__}, expected an array, a number, or (address, dtype); {why}"
-            f"{'' if asked else f': {_PACK}'}"
+            f"{'' if asked else f': {PACK}'}"
         ) from None
     return np.asarray(value)
-
-
-def _of_frame(value: Any, library: str) -> NDArray[Any]:
-    """A column of pandas, polars or Arrow, where its memory can be had as it is."""
-    if library == "pandas":
-        if not isinstance(value.dtype, np.dtype):
-            raise TypeError(f"pandas' {value.dtype} is more than plain memory; {_PACK}")
-        found: NDArray[Any] = value.to_numpy(copy=False)
-        return found
-    nulls = value.null_count() if callable(value.null_count) else value.null_count
-    if nulls:
-        raise ValueError(f"{nulls} nulls, and a column has a value in every row; fill or drop them")
-    chunks = value.n_chunks() if library == "polars" else getattr(value, "num_chunks", 1)
-    if chunks != 1:
-        how = "rechunk()" if library == "polars" else "combine_chunks()"
-        raise ValueError(f"it is in {chunks} chunks; {how} copies them into one, or {_PACK}")
-    try:
-        if library == "polars":
-            return np.asarray(value.to_numpy(allow_copy=False))
-        one = value.chunk(0) if hasattr(value, "num_chunks") else value
-        return np.asarray(one.to_numpy(zero_copy_only=True))
-    except Exception as error:  # theirs are of many kinds
-        raise TypeError(f"{library} gives no array over its memory ({error}); {_PACK}") from error
 
 
 def _of_array(name: str, array: NDArray[Any]) -> Bound:

@@ -1,4 +1,4 @@
-"""Columns that containers of others keep: awkward records, xarray datasets, tensor dictionaries.
+"""Columns that containers of others keep: frames, awkward records, datasets, tensor dictionaries.
 
 Each is known by what its type offers, and nothing is imported.
 """
@@ -6,7 +6,14 @@ Each is known by what its type offers, and nothing is imported.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PACK = "layout.pack copies it"
 
 
 def pairs_of(data: Any) -> Iterator[tuple[str, Any]] | None:
@@ -51,6 +58,31 @@ def within(value: Any) -> Any:
         return found
     layout = getattr(value, "layout", value)
     return _memory(layout) if hasattr(layout, "is_numpy") else value
+
+
+def of_frame(value: Any, library: str) -> NDArray[Any]:
+    """A column of pandas, polars or Arrow, where its memory can be had as it is."""
+    if library == "pandas":
+        if not isinstance(value.dtype, np.dtype):
+            raise TypeError(f"pandas' {value.dtype} is more than plain memory; {PACK}")
+        found: NDArray[Any] = value.to_numpy(copy=False)
+        return found
+    nulls = value.null_count() if callable(value.null_count) else value.null_count
+    if nulls:
+        raise ValueError(f"{nulls} nulls, and a column has a value in every row; fill or drop them")
+    chunks = value.n_chunks() if library == "polars" else getattr(value, "num_chunks", 1)
+    if chunks > 1:
+        how = "rechunk()" if library == "polars" else "combine_chunks()"
+        raise ValueError(f"it is in {chunks} chunks; {how} copies them into one, or {PACK}")
+    try:
+        if library == "polars":
+            return np.asarray(value.to_numpy(allow_copy=False))
+        one = value
+        if hasattr(value, "num_chunks"):
+            one = value.chunk(0) if chunks else value.combine_chunks()  # of no rows
+        return np.asarray(one.to_numpy(zero_copy_only=True))
+    except Exception as error:  # theirs are of many kinds
+        raise TypeError(f"{library} gives no array over its memory ({error}); {PACK}") from error
 
 
 def _variables(data: Any) -> Iterator[tuple[str, Any]]:

@@ -100,6 +100,28 @@ def test_arrow(tmp_path):
             soaview_torch.tensors(soa, Spec(x="x"))
 
 
+def test_no_rows():
+    """A table without rows may be without chunks as well."""
+    import pyarrow as pa
+
+    table = pa.table({"x": pa.chunked_array([], pa.float32()), "k": pa.chunked_array([[]], "i8")})
+    soa = bind(table)
+    assert (len(soa), soa["x"].dtype, soa["k"].dtype) == (0, "float32", "int64")
+
+
+def test_chunks():
+    """They are memory apart; what the message says makes them one."""
+    import polars as pl
+    import pyarrow as pa
+
+    table = pa.concat_tables([pa.table(columns())] * 2)
+    frame = pl.concat([pl.DataFrame(columns())] * 2, rechunk=False)
+    for data, way in ((table, "combine_chunks"), (frame, "rechunk")):
+        with pytest.raises(ValueError, match=rf"column 'x': it is in 2 chunks; {way}\(\) copies"):
+            bind(data)
+        assert bind(getattr(data, way)())["x"].tolist() == [*range(N)] * 2
+
+
 # awkward
 
 
