@@ -284,11 +284,14 @@ def test_public_names():
     """The public door is what it is."""
     assert soaview_jax.__all__ == [
         "arrays",
+        "concatenate",
         "explain",
         "forward",
+        "loader",
         "mask",
         "prepare",
         "segments",
+        "take",
         "to",
         "update",
         "write",
