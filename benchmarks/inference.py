@@ -49,6 +49,8 @@ def gathered(soa: SoA, spec: Spec) -> Callable[[], list[np.ndarray]]:
     for entry, views in zip(spec.values(), sources(soa, spec), strict=True):
         if isinstance(entry, str):
             makers.append(lambda views=views: np.ascontiguousarray(views[0]))
+        elif len(entry) == 1:
+            makers.append(lambda views=views: np.ascontiguousarray(views[0])[:, None])
         else:
             makers.append(lambda views=views: np.stack(views, axis=1))
     return lambda: [make() for make in makers]
@@ -64,6 +66,8 @@ def stacked(soa: SoA, spec: Spec) -> Callable[[], list[torch.Tensor]]:
         )
         if isinstance(entry, str):
             makers.append(lambda tensors=tensors: tensors[0].contiguous())
+        elif len(entry) == 1:
+            makers.append(lambda tensors=tensors: tensors[0].contiguous()[:, None])
         else:
             makers.append(lambda tensors=tensors: torch.stack(tensors, 1))
     return lambda: [make() for make in makers]

@@ -1,7 +1,8 @@
 """What an SoA costs as an argument of `jax.jit`: `python benchmarks/jax_jit.py`.
 
 Against arrays that are in JAX already, row-major, as if the conversion were free; against
-`np.stack` of the columns, then `jit`; against eager `arrays`, then `jit`. All run interleaved,
+`np.stack` of the columns, then `jit`; against eager `arrays`, then `jit`. Bound columns and records
+against the same in one buffer (`python benchmarks/jax_jit.py bound` alone). All run interleaved,
 round by round, in one process; a ratio is that of the medians. Every call is waited for.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -16,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import LAYOUT, SPEC, growth, medians
+from measure import LAYOUT, SPEC, growth, keep_freed_memory, medians
 
-from soaview import Column, Layout, SoA, Spec, Value
+from soaview import Column, Layout, SoA, Spec, Value, bind
 from soaview_jax import arrays
 
 NAMES = [f"x{i}" for i in range(16)]
@@ -128,6 +130,46 @@ ALONG_ROWS = {
 }
 
 
+def element_wise(soa: SoA) -> Any:
+    """A number for each row, of eight columns."""
+    total, *others = arrays(soa, Spec({name: name for name in EIGHT}))
+    for x in others:
+        total = total * 0.5 + x
+    return total
+
+
+EIGHT = NAMES[:8]
+
+
+def past_64(past: int, rows: int, dtype: Any) -> Any:
+    """An array that starts so many bytes past a multiple of 64; malloc's are at 16."""
+    size = rows * np.dtype(dtype).itemsize
+    whole = np.zeros(size + 128, np.uint8)
+    first = -whole.ctypes.data % 64 + past
+    return whole[first : first + size].view(dtype)
+
+
+def bound(rows: int) -> None:
+    """What it costs that columns lie apart, or in records, and are copied on the way in."""
+    laid = filled(Layout([COLUMNS[name] for name in EIGHT]), rows)
+    kind = np.dtype([(name, "f4") for name in EIGHT])
+    ways = {"laid": laid}
+    for past, where in ((16, "from malloc"), (0, "on 64 bytes")):
+        ways[f"columns {where}"] = bind({name: past_64(past, rows, "f4") for name in EIGHT})
+        ways[f"records {where}"] = bind(past_64(past, rows, kind))
+    function = jax.jit(element_wise)
+    for soa in ways.values():
+        for name in EIGHT:
+            soa[name][:] = laid[name]
+        assert (function(soa) == function(laid)).all()
+    calls = {way: lambda soa=soa: jax.block_until_ready(function(soa)) for way, soa in ways.items()}
+    found = medians(calls, 101 if rows < 10**6 else 41, clock=time.process_time)
+    limit = found.pop("laid")
+    print(f"eight columns, element-wise, {rows} rows: jit(f)(laid) {limit * 1e6:.0f} us")
+    for way, seconds in found.items():
+        print(f"    jit(f)(bound) / jit(f)(laid), {way:25s} {seconds / limit:5.2f}", flush=True)
+
+
 def memory(way: str, rows: int) -> None:
     """Print the growth during the first run of the compiled model, in a process of its own."""
     soa, spec = COLUMNS.allocate(rows), Spec(x=NAMES)
@@ -144,7 +186,7 @@ def memory(way: str, rows: int) -> None:
 
 
 def main(most: int = 10**7) -> None:
-    print(f"jax {jax.__version__}, numpy {np.__version__}, {jax.devices()[0].device_kind}")
+    all_bound(most)
     for rows in [r for r in (10**3, 10**5) if r <= most]:
         with jax.enable_x64(True):
             compare("five tensors", LAYOUT, SPEC, five, rows)
@@ -168,10 +210,19 @@ def main(most: int = 10**7) -> None:
         )
 
 
+def all_bound(most: int = 10**7) -> None:
+    print(f"jax {jax.__version__}, numpy {np.__version__}, {jax.devices()[0].device_kind}")
+    keep_freed_memory()
+    for rows in [r for r in (10**2, 10**4, 10**6) if r <= most]:
+        bound(rows)
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case []:
             main()
+        case ["bound"]:
+            all_bound()
         case ["--most", rows]:
             main(int(rows))
         case [way, rows]:

@@ -23,7 +23,8 @@ EXAMPLE_ROWS = 7 * 128 + 4  # another k for an SoA with another row count
 def package(model, inputs, path):
     """Compile the model into a package, and load it; inputs are an example's pairs."""
     tensors = [t for pair in inputs for t in soaview_torch.tensors(*pair)]
-    rows = {count: Dim(f"rows{i}", min=2) for i, count in enumerate({len(s) for s, _ in inputs})}
+    counts = enumerate({len(soa) for soa, _ in inputs} - {1})  # one row stays one
+    rows = {1: None, **{count: Dim(f"rows{i}", min=2) for i, count in counts}}
     shapes = tuple(
         {axis: rows[length] if axis == 0 else Dim.AUTO for axis, length in enumerate(t.shape)}
         for t in tensors

@@ -32,21 +32,28 @@ def networks(example: Any) -> tuple[torch.nn.Module, Partial]:
     return model, Partial(example.net, weights(model))
 
 
-def run(example: Any, rows: int, **options: Any) -> list[dict[str, np.ndarray]]:
+def event(example: Any, rows: int, batch_size: Any = None) -> Any:
+    """What goes in, and where it goes; an example with a row for each batch is told of them."""
+    if batch_size is None or not hasattr(example, "event_in_batches"):
+        return example.event(rows)
+    return example.event_in_batches(rows, batch_size)
+
+
+def run(example: Any, rows: int, batch_size: Any = None) -> list[dict[str, np.ndarray]]:
     """What torch, then JAX, write into the output SoA."""
-    inputs, (soa, spec) = example.event(rows)
+    inputs, (soa, spec) = event(example, rows, batch_size)
     model, function = networks(example)
     found = []
     for forward, network in ((soaview_torch.forward, model), (soaview_jax.forward, function)):
         soa.buffer.root[:] = 0
-        forward(network, inputs, (soa, spec), **options)
+        forward(network, inputs, (soa, spec), batch_size=batch_size)
         found.append({name: soa[name].copy() for name in soa})
     return found
 
 
-def show(example: Any, **options: Any) -> None:
+def show(example: Any, batch_size: Any) -> None:
     """Run both, and print how far they are apart."""
-    by_torch, by_jax = run(example, 1000, **options)
+    by_torch, by_jax = run(example, 1000, batch_size)
     for name, values in by_torch.items():
         apart = np.abs(values - by_jax[name]).max()
         print(f"{name}: {values.shape}, torch and JAX differ by {apart:.1e}, first {values[0]}")

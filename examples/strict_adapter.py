@@ -21,6 +21,7 @@ from soaview.adapter import (
     Verdict,
     announce,
     check_copy,
+    check_dtypes,
     check_model,
     match,
     pairs,
@@ -35,7 +36,9 @@ from soaview.adapter import (
 Array, CPU = type(xp.empty(0)), xp.empty(0).device
 
 
-def arrays(soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False) -> list[Any]:
+def arrays(
+    soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False, dtype: Any = None
+) -> list[Any]:
     """The spec's arrays, in spec order, over the SoA's memory.
 
     Raises:
@@ -45,7 +48,7 @@ def arrays(soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = Fa
         KeyError, ValueError: no such column; columns that do not fit one array.
     """
     check_copy(copy)
-    found = views_or_gathers(soa, spec, padded=padded)
+    found = views_or_gathers(soa, spec, padded=padded, dtypes=check_dtypes(spec, dtype))
     _check(soa, found)
     for view in found:
         if isinstance(view, Gather) and copy is False:
@@ -63,7 +66,9 @@ def _check(soa: SoA, found: Sequence[View | Gather]) -> None:
 
 def _array(view: View | Gather, copied: bool) -> Any:
     if isinstance(view, Gather):
-        return xp.stack([xp.from_dlpack(part) for part in view.parts], axis=1)
+        dtype = getattr(xp, view.dtype_name)  # of parts that have another it is the user's word
+        parts = [xp.astype(xp.from_dlpack(part), dtype, copy=False) for part in view.parts]
+        return xp.stack(parts, axis=1) if view.stacked else parts[0]
     alias = xp.from_dlpack(view)  # read-only where the memory is: NumPy's flag comes along
     return xp.asarray(alias, copy=True) if copied else alias
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ._bound import Allocations, BoundFields, Home
+from ._again import again, learn
+from ._bound import Allocations, BoundFields, Home, Records, dense
 from ._buffer import Buffer, HostBuffer
-from ._columns import Bound, column_of, named
+from ._columns import Bound, column_of, named, offsets_of, records_in
+from ._device import DeviceBuffer
 from ._dtypes import ITEMSIZE, check_rows
+from ._extents import extent_of, overlapping
 from ._fields import Column, Scalar, check_fields
-from ._frameworks import check_storage
-from ._host import ArrayInterface, address_of
+from ._host import ArrayInterface
 from ._layout import Layout
 from ._soa import SoA
 
@@ -42,10 +43,9 @@ def bind(
         data: a mapping from name to column, or what has named columns: a structured array, of NumPy
             or `ctypes`, one `ctypes` structure of arrays or pointers, an SoA, a frame of pandas or
             polars, an Arrow table or record batch. A column is an array `(N,)`, `(N, d)` or
-            `(N, r, c)`, of NumPy or of what has the DLPack or an array interface, all on one device
-            (where it is not the host, they are contiguous); one of no axes, or a number, is a
-            scalar. `(address, dtype)` or `(address, dtype, shape)` is a pointer to contiguous rows,
-            of elements of that shape.
+            `(N, r, c)`, of NumPy or of what has the DLPack or an array interface, all on one
+            device; one of no axes, or a number, is a scalar. `(address, dtype)` or
+            `(address, dtype, shape)` is a pointer to contiguous rows, of elements of that shape.
         rows: how many; needed where pointers or scalars alone do not say it.
         device: where pointers lead, such as `"cuda:0"`; the host by default.
         owner: what owns the memory that pointers lead to, kept as long as the SoA and its views.
@@ -66,11 +66,9 @@ def bind(
     """
     if not (readonly is None or readonly is True or readonly is False):
         raise TypeError(f"readonly must be None, True or False, got {readonly!r:.60}")
-    key = _key_of(data) if rows is readonly is None else None
-    known = _OWNING.get(key)
-    if known is not None:
-        arrays = [*data.values()] if type(data) is dict else [data]
-        return _of_fields(known, Allocations.of(arrays), len(arrays[0]))
+    made = again(data) if rows is readonly is None else None
+    if made is not None:
+        return made
     given = dict(named(data))
     if not given:
         raise ValueError("there are no columns to bind")
@@ -92,129 +90,46 @@ def bind(
                 f"{'was given' if rows is not None else f'has {count}'}; columns need as many"
             )
     assert count is not None
-    soa = _soa_of(found, count, readonly)
-    if key is not None:
-        layout: Any = soa.layout
-        _remember(_OWNING, key, layout)
+    soa = _soa_of(found, count, readonly, records_in(data))
+    # Of one row, NumPy takes an array for contiguous whatever step would lead to the next.
+    if rows is readonly is None and count > 1:
+        learn(data, soa.layout)
     return soa
 
 
-_OWNING: dict[Any, BoundFields] = {}
-"""The fields of arrays that are allocations themselves, by names, dtypes and shapes of rows."""
-
-_PLAIN = 0x1 | 0x4 | 0x100 | 0x400  # C contiguous, owns its data, aligned, writable
-
-
-def _key_of(data: Any) -> tuple[Any, ...] | None:
-    """What tells such arrays of one row count, or records, from others; None of anything else.
-
-    An event loop brings new ones each time, and asking each for its address would take longer than
-    all the rest.
-    """
-    if type(data) is np.ndarray and data.dtype.names is not None:
-        plain = data.flags.num & _PLAIN == _PLAIN and data.ndim == 1 and data.size
-        # Of records without padding the flag says nothing about where they start.
-        return (data.dtype,) if plain and address_of(data) % 16 == 0 else None
-    if type(data) is not dict or not data:
-        return None
-    key: list[Any] = []
-    rows, seen = None, set()
-    for name, array in data.items():
-        if type(array) is not np.ndarray or array.flags.num & _PLAIN != _PLAIN:
-            return None
-        if not array.size or array.itemsize > 8 or type(name) is not str:
-            return None  # of items of 16 bytes NumPy's flag is content with 8
-        count, *shape = array.shape or (0,)
-        if count != (count if rows is None else rows) or not count:
-            return None
-        rows = count
-        seen.add(id(array))
-        key += name, array.dtype, tuple(shape)
-    return tuple(key) if len(seen) == len(data) else None
-
-
-# In which allocations
-
-
-class _Extent(NamedTuple):
-    """Memory that an owner vouches for, in which an array lies.
-
-    Attributes:
-        first, end: its first byte, and its end.
-        address: of the array's first element.
-        writable: whether the owner allows it.
-        owner: what holds it.
-    """
-
-    first: int
-    end: int
-    address: int
-    writable: bool
-    owner: object
-
-
-def _extent(name: str, array: NDArray[Any]) -> _Extent:
-    """The whole allocation in which a column lies, as far as anybody vouches for it.
-
-    Raises:
-        BufferError: the array reaches out of it.
-    """
-    base: Any = array
-    while True:
-        below = base.base
-        if not isinstance(below, np.ndarray):
-            below = getattr(below, "base", None)  # what `as_strided` puts between
-            if not isinstance(below, np.ndarray):
-                break
-        base = below
-    owner, address = base.base, address_of(array)
-    if owner is None:
-        first = address if base is array else address_of(base)
-        found = _Extent(first, first + base.nbytes, address, base.flags.writeable, base)
-    elif isinstance(owner, memoryview) and isinstance(owner.obj, np.ndarray):
-        found = _extent(name, owner.obj)._replace(address=address)
-    else:
-        found = _vouched(base, owner, array, address)
-    end = address + array.itemsize
-    end += sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
-    if array.size and not (found.first <= address and end <= found.end):
-        raise BufferError(
-            f"column {name!r:.80} reaches from byte {address - found.first} to "
-            f"{end - found.first} of its owner's {found.end - found.first}; bind an array that "
-            f"lies in its memory"
-        )
-    return found
-
-
-def _vouched(base: NDArray[Any], owner: Any, array: NDArray[Any], address: int) -> _Extent:
-    if hasattr(owner, "untyped_storage"):
-        check_storage(owner)
-        storage = owner.untyped_storage()
-        first, nbytes = storage.data_ptr(), storage.nbytes()
-        return _Extent(first, first + nbytes, address, base.flags.writeable, base)
-    exporter: Any = owner.obj if isinstance(owner, memoryview) else owner
-    try:
-        whole = np.frombuffer(exporter, np.uint8)
-    except (TypeError, ValueError, BufferError):  # no buffer, such as DLPack's capsule
-        last = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
-        end = address + last + array.itemsize if array.size else address
-        return _Extent(address, end, address, array.flags.writeable, base)
-    first = address_of(whole)
-    return _Extent(first, first + whole.size, address, whole.flags.writeable, whole)
-
-
-def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
+def _soa_of(
+    columns: list[Bound], rows: int, readonly: bool | None, bound_whole: NDArray[Any] | None
+) -> SoA:
     pieces: list[Buffer] = []
     homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
     arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
-    extents = {i: _extent(columns[i].name, array) for i, array in arrays.items()}
-    for group in _groups(extents):
+    firsts: dict[int, int] = {}
+    extents = {i: extent_of(columns[i].name, array, firsts) for i, array in arrays.items()}
+    records = None if bound_whole is None else offsets_of(bound_whole.dtype)
+    if bound_whole is not None and records is not None:  # which may reach beyond their fields
+        first, end = extent_of("records", bound_whole, firsts)[:2]
+        extents = {
+            i: extent._replace(first=min(extent.first, first), end=max(extent.end, end))
+            for i, extent in extents.items()
+        }
+    groups = overlapping(extents)
+    for group in groups:
         first = min([extent.first for _, extent in group])
         end = max([extent.end for _, extent in group])
-        starts = [extent.address for i, extent in group if arrays[i].size]
+        before = records.offsets if records else (0,) * len(columns)
+        starts = [extent.address - before[i] for i, extent in group if arrays[i].size]
         up = -first % 16  # so that offsets are multiples of item sizes where addresses are
         if starts and first + up <= min(starts):
             first += up
+        # Where they are not, for somebody vouches from an odd address on, these lie by themselves.
+        odd = [
+            (i, e._replace(first=e.address))
+            for i, e in group
+            if _is_odd(arrays[i], e.address, first)
+        ]
+        if odd:
+            groups.append(odd)
+            group = [pair for pair in group if pair[0] not in dict(odd)]
         writable = all(extent.writable for _, extent in group)
         if readonly is None:
             writable = writable and all(arrays[i].flags.writeable for i, _ in group)
@@ -224,10 +139,10 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
             homes[i] = len(pieces), max(extent.address - first, 0) if arrays[i].size else 0
         root = np.asarray(at)
         pieces.append(HostBuffer(root, root.size, 1))
-    known: dict[int, int] = {}
+    known: dict[Any, int] = {}
     for i, column in enumerate(columns):
         if isinstance(column.memory, Buffer):
-            number = known.setdefault(id(column.memory), len(pieces))
+            number = known.setdefault(_identity(column.memory), len(pieces))
             if number == len(pieces):
                 pieces.append(column.memory)
             homes[i] = number, column.offset
@@ -242,11 +157,29 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
     for i, column in enumerate(columns):
         number, offset = homes[i]
         size = ITEMSIZE[column.dtype]
-        whole = 0 in (rows, *column.shape)
-        aligned = whole or not any(n % size for n in (offset, bases[number], *column.strides))
-        places.append(Home(number, 0 if whole else offset, column.strides, aligned))
-    fields = _fields_at(tuple([column.field for column in columns]), tuple(places))
+        empty = column.rows == 0
+        # Nobody takes a step along an axis of length 1, within a row.
+        axes = zip(column.shape, column.strides[column.rows is not None :], strict=True)
+        inner = [stride if length > 1 else size for length, stride in axes]
+        strides = (*column.strides[: column.rows is not None], *inner)
+        if empty:  # of which NumPy has strides of 0, as of what is broadcast
+            strides = dense(column.field)
+        aligned = empty or not any(n % size for n in (offset, bases[number], *strides))
+        places.append(Home(number, 0 if empty else offset, strides, aligned, empty))
+    fields = _fields_at(tuple([column.field for column in columns]), tuple(places), records)
     return _of_fields(fields, Allocations(pieces, tuple(pieces)), rows)
+
+
+def _identity(buffer: Buffer) -> Any:
+    """The same of buffers over the same memory of a device, however often that was asked for."""
+    if not isinstance(buffer, DeviceBuffer):
+        return id(buffer)
+    return buffer.device, buffer.address, buffer.nbytes, buffer.readonly, buffer.memory.stream
+
+
+def _is_odd(array: NDArray[Any], address: int, first: int) -> bool:
+    """Whether its elements are on multiples of their size, and not counted from this address."""
+    return bool(first % array.itemsize and array.size and not address % array.itemsize)
 
 
 def _of_fields(fields: Any, memory: Allocations, rows: int) -> SoA:
@@ -254,39 +187,26 @@ def _of_fields(fields: Any, memory: Allocations, rows: int) -> SoA:
     return SoA(fields, memory, rows, 0, rows)
 
 
-def _fields_at(fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...]) -> BoundFields:
+def _fields_at(
+    fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...], records: Records | None
+) -> BoundFields:
     """The fields there; with what was compiled for them, where an earlier event had the same."""
-    key = fields, homes
+    key = fields, homes, records
     found: BoundFields | None = _KNOWN.get(key)
     if found is None:
-        found = BoundFields(check_fields(fields), homes)
+        found = BoundFields(check_fields(fields), homes, records)
         _remember(_KNOWN, key, found)
     return found
 
 
-def _remember(known: dict[Any, BoundFields], key: Any, fields: BoundFields) -> None:
+def _remember(known: dict[Any, Any], key: Any, found: Any) -> None:
     if len(known) >= _MOST:
         known.clear()
-    known[key] = fields
+    known[key] = found
 
 
 _MOST = 256
-_KNOWN: dict[tuple[tuple[Column | Scalar, ...], tuple[Home, ...]], BoundFields] = {}
-
-
-def _groups(extents: Mapping[int, _Extent]) -> list[list[tuple[int, _Extent]]]:
-    """Which of them overlap: touching is not overlapping, nor is even spacing."""
-    found = sorted(extents.items(), key=lambda pair: pair[1][:2])
-    groups: list[list[tuple[int, _Extent]]] = []
-    end = -1
-    for i, extent in found:
-        if extent.first >= end or extent.first == extent.end:
-            groups.append([])
-            end = extent.end
-        groups[-1].append((i, extent))
-        end = max(end, extent.end)
-    # In the columns' order, which is the same for the next event's, whatever its addresses are.
-    return sorted((sorted(group) for group in groups), key=lambda group: group[0][0])
+_KNOWN: dict[Any, BoundFields] = {}
 
 
 class Apart(Layout):

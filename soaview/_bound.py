@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ._strided import Strided
 
 
+PLAIN = 0x1 | 0x4 | 0x100 | 0x400
+"""NumPy's flags of an array that is an allocation: contiguous, its own, aligned, writable."""
+
+
 class Home(NamedTuple):
     """Where a field lies, whatever the row count.
 
@@ -29,12 +33,40 @@ class Home(NamedTuple):
         offset: of its first element, in bytes from the allocation's first.
         strides: in bytes: of the rows, where it is a column, and of the axes within one.
         aligned: whether the elements are on multiples of their size, as every framework wants.
+        empty: whether it is a column without rows, which lies nowhere.
     """
 
     allocation: int
     offset: int
     strides: tuple[int, ...]
     aligned: bool
+    empty: bool = False
+
+
+def dense(field: Column | Scalar) -> tuple[int, ...]:
+    """Strides in bytes of rows one after another, each with its components in C's order."""
+    return dense_strides(((1,) if field.per_row else ()) + field.shape, field.itemsize)
+
+
+def dense_strides(shape: tuple[int, ...], step: int) -> tuple[int, ...]:
+    """Strides in C's order of elements `step` apart."""
+    strides = []
+    for length in reversed(shape):
+        strides.append(step)
+        step *= length
+    return tuple(reversed(strides))
+
+
+class Records(NamedTuple):
+    """Rows of records that were bound whole.
+
+    Attributes:
+        nbytes: of one record.
+        offsets: of each field, in bytes from where its record begins.
+    """
+
+    nbytes: int
+    offsets: tuple[int, ...]
 
 
 @final
@@ -46,21 +78,37 @@ class BoundFields(Fields):
     Attributes:
         fields: `Column`s and `Scalar`s.
         homes: where they lie.
+        records: of what they are, if records were bound whole.
         plans: what was compiled of specs.
     """
 
-    __slots__ = ("__weakref__", "_by_name", "_hash", "_homes", "fields", "homes", "plans")
+    __slots__ = (
+        "__weakref__",
+        "_by_name",
+        "_hash",
+        "_homes",
+        "fields",
+        "homes",
+        "plans",
+        "records",
+    )
 
     fields: tuple[Column | Scalar, ...]
     homes: tuple[Home, ...]
+    records: Records | None
     sizes: ClassVar[tuple[int, ...]] = ()  # no offset depends on the rows
     alignment: ClassVar[int] = 1
 
-    def __init__(self, fields: tuple[Column | Scalar, ...], homes: tuple[Home, ...]) -> None:
-        self.fields, self.homes = fields, homes
+    def __init__(
+        self,
+        fields: tuple[Column | Scalar, ...],
+        homes: tuple[Home, ...],
+        records: Records | None = None,
+    ) -> None:
+        self.fields, self.homes, self.records = fields, homes, records
         self._by_name = {field.name: field for field in fields}
         self._homes = {f.name: home for f, home in zip(fields, homes, strict=True)}
-        self._hash = hash((fields, homes))
+        self._hash = hash((fields, homes, records))
         self.plans = Plans(len(fields))
 
     @property
@@ -75,6 +123,12 @@ class BoundFields(Fields):
             KeyError: no such field.
         """
         return self._homes[self[name].name]
+
+    def first_record(self) -> Home:
+        """Where the first record begins, and how far the next is; of records alone."""
+        assert self.records is not None
+        home = self.homes[0]
+        return home._replace(offset=home.offset - self.records.offsets[0])
 
     def laid(self) -> Layout:
         """A layout of these fields, for one buffer."""
@@ -102,10 +156,20 @@ class BoundFields(Fields):
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
         return "\n".join(lines)
 
+    def to_svg(self, rows: int, spec: object = None) -> NoReturn:
+        """No fields alone say in which memory they are."""
+        raise TypeError(
+            "bound columns lie in memory that the SoA has, and not the layout: soa.to_svg(spec) "
+            "draws it"
+        )
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BoundFields):
             return NotImplemented
-        return self is other or (self.fields, self.homes) == (other.fields, other.homes)
+        if self is other:
+            return True
+        one, two = (self.fields, self.homes), (other.fields, other.homes)
+        return one == two and self.records == other.records
 
     def __hash__(self) -> int:
         return self._hash
@@ -134,23 +198,45 @@ class Allocations(Buffer):
         self.imports = {}
 
     @classmethod
-    def of(cls, arrays: list[NDArray[Any]]) -> Allocations:
+    def of(cls, arrays: tuple[NDArray[Any], ...], nbytes: int) -> Allocations:
         """Of arrays of the host, each of which is contiguous, and an allocation itself."""
-        made = cls((), arrays)
+        made = object.__new__(cls)
         made._pieces = None
-        made.nbytes = sum([array.nbytes for array in arrays])
+        made.owner = arrays
+        made.nbytes = nbytes
+        made.imports = {}
         return made
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...] | None:
+        """Arrays that are the allocations, as long as nobody has asked for more; else None."""
+        found: Any = self.owner
+        return found if self._pieces is None else None
+
+    def keep(self, adapter: str, imports: Sequence[Any]) -> bool:
+        """Keep what a framework has imported of `arrays`, each or None, for the buffers of later.
+
+        Returns:
+            False where there are buffers by now, or other imports: then nothing was kept.
+        """
+        kept = adapter, imports
+        return self.imports.setdefault("whole", kept) is kept
 
     @property
     def pieces(self) -> tuple[Buffer, ...]:
         """A buffer for each allocation."""
         if self._pieces is None:
             arrays: Any = self.owner
-            sizes = [1 if array.dtype.names else array.itemsize for array in arrays]
-            both = zip(arrays, sizes, strict=True)
-            made = tuple([HostBuffer(array, array.nbytes, size) for array, size in both])
-            # Of several threads' the first, for imports are kept there.
-            self._pieces = self.imports.setdefault("pieces", made)
+            made = tuple([HostBuffer(array, array.nbytes, array.itemsize) for array in arrays])
+            # Of several threads' the first, for imports are kept there; steps of one dictionary.
+            first = self.imports.setdefault("whole", made)
+            if type(first[0]) is str:
+                adapter, imports = first
+                for piece, found in zip(made, imports, strict=True):
+                    if found is not None:
+                        piece.imports[adapter] = found
+                first = self.imports.setdefault("pieces", made)
+            self._pieces = first
         return self._pieces
 
     @property

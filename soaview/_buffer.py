@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _WIDEST = {1: "uint8", 2: "float16", 4: "float32", 8: "float64", 16: "complex128"}
 """By item size, the dtype of `Buffer.words`."""
 
-_WORDS = {size: np.dtype(name) for size, name in _WIDEST.items()}
+WORDS = {size: np.dtype(name) for size, name in _WIDEST.items()}
+"""NumPy's dtypes of these."""
 
 
 class Buffer(ABC):
@@ -193,7 +194,7 @@ class HostBuffer(Buffer):
             root = holding_the_export(root)
         # NumPy's flag is ten times cheaper than asking it for the address; for complex128 it is
         # content with 8 bytes, where torch crashes.
-        words = root.view(_WORDS[itemsize])
+        words = root.view(WORDS[itemsize])
         if nbytes and not (words.flags.aligned and (itemsize < 16 or address_of(root) % 16 == 0)):
             raise misaligned(address_of(root), itemsize)
         self.owner = owner

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ._bound import Records, dense, dense_strides
 from ._buffer import Buffer
-from ._device import buffer_of, located, pointed
-from ._dtypes import ITEMSIZE, dtype_name
+from ._device import DeviceBuffer, located, lying_of, pointed
+from ._dtypes import ITEMSIZE, numpy_name
 from ._fields import Column, Scalar
-from ._frameworks import check_storage, detached
+from ._frameworks import allocation_of, check_storage, detached, in_numpy
+from ._gather import Gather, views_or_gathers
 from ._soa import SoA
 from ._spec import Spec, Value
-from ._typed import Asked
-from ._views import View, views
+from ._views import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,8 +68,11 @@ def named(data: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(data, SoA):
         for field in data.layout.fields:
             entry = field.name if field.per_row else Value(field.name)
-            [view] = views(data, Spec({field.name: entry}))
-            yield field.name, _of_view(field.name, view, field.per_row)
+            [view] = views_or_gathers(data, Spec({field.name: entry}))
+            if isinstance(view, Gather):  # what is not aligned, NumPy alone has as it lies
+                yield field.name, data[entry]
+            else:
+                yield field.name, _of_view(field.name, view, field.per_row)
     elif isinstance(data, np.ndarray) and data.dtype.names is not None:
         yield from _fields_of(data, "")
     elif isinstance(data, ctypes.Array) and issubclass(data._type_, ctypes.Structure):
@@ -117,6 +121,32 @@ def _records(data: Any) -> NDArray[Any]:
     return np.frombuffer(data, np.dtype(data._type_))
 
 
+def records_in(data: Any) -> NDArray[Any] | None:
+    """Rows of records that are bound whole, as NumPy has them; None of what are none."""
+    if isinstance(data, ctypes.Array) and issubclass(data._type_, ctypes.Structure):
+        return _records(data)
+    plain = isinstance(data, np.ndarray) and data.dtype.names is not None and data.ndim == 1
+    return np.asarray(data) if plain else None
+
+
+def offsets_of(dtype: np.dtype[Any]) -> Records | None:
+    """How the fields lie in a record; None where a field is records in rows itself."""
+    found = [*_offsets(dtype, 0)]
+    return None if None in found else Records(dtype.itemsize, tuple(found))
+
+
+def _offsets(dtype: np.dtype[Any], first: int) -> Iterator[Any]:
+    """Of the fields of a record; None of records that are not next to each other."""
+    assert dtype.names is not None
+    assert dtype.fields is not None
+    for name in dtype.names:
+        kind, at = dtype.fields[name][:2]
+        if kind.names is not None:
+            yield from _offsets(kind, first + at)
+        else:
+            yield None if kind.base.names is not None else first + at
+
+
 def _check_members(kind: Any) -> None:
     for name, of, *bits in kind._fields_:
         if bits:
@@ -158,6 +188,8 @@ def _item(kind: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
 def column_of(name: str, value: Any, rows: int | None, device: str | None, owner: object) -> Bound:
     """A column where it lies; see `bind`."""
     try:
+        if type(value) is np.ndarray:
+            return _of_array(name, value)
         if isinstance(value, Bound):
             return value
         if isinstance(value, View):
@@ -200,32 +232,28 @@ def _of_pointer(
     nbytes = rows * field.itemsize * field.components
     memory = located(given[0], device or "cpu", nbytes, None, False, None)
     buffer = pointed(memory, field.itemsize, owner, None)
-    return Bound(name, field.dtype, field.shape, rows, buffer, 0, _dense(field, rows))
-
-
-def _dense(field: Column, rows: int) -> tuple[int, ...]:
-    """Strides in bytes of rows one after another, each with its components in C's order."""
-    strides, step = [], field.itemsize
-    for length in reversed((rows, *field.shape)):
-        strides.append(step)
-        step *= length
-    return tuple(reversed(strides))
+    return Bound(name, field.dtype, field.shape, rows, buffer, 0, dense(field))
 
 
 def _of_device(name: str, value: Any) -> Bound:
-    """What says where its memory is, and that it is contiguous, on another device."""
-    dtype, shape = dtype_name(value.dtype), tuple(int(n) for n in value.shape)
-    # Of a square its order in memory could not be told, of three axes nobody asks for it.
-    if not 1 <= len(shape) <= 2 or shape[:1] == shape[1:]:
-        raise ValueError(
-            f"on a device a column is (N,) or (N, d), d another number than N, got {shape}; pass "
-            f"its components one by one, or (address, dtype, shape)"
+    """What says where its memory is, on another device."""
+    whole, found = allocation_of(value), lying_of(value)
+    if found is None:
+        raise TypeError(f"{type(value).__name__} does not say where its memory is")
+    memory, lying = found
+    around, offset = memory, 0
+    if whole is not value and memory.size:
+        around, _ = lying_of(whole) or found
+        offset = memory.address - around.address
+    if not 0 <= offset <= around.size - memory.size:
+        raise BufferError(
+            f"it reaches from byte {offset} to {offset + memory.size} of the {around.size} of its "
+            f"owner; bind an array that lies in its memory"
         )
-    field = Column(name, dtype, shape[1:])
-    nbytes = shape[0] * field.itemsize * field.components
-    table: Any = shape if shape[1:] else None
-    buffer = buffer_of(value, nbytes, field.itemsize, Asked([field], table, None))
-    return Bound(name, field.dtype, field.shape, shape[0], buffer, 0, _dense(field, shape[0]))
+    buffer = DeviceBuffer(around._replace(owner=value), around.size, 1)
+    dtype, itemsize, shape, strides = lying
+    at = dense_strides(shape, itemsize) if strides is None else strides
+    return _at(name, dtype or "bytes without a dtype", itemsize, shape, at, buffer, offset)
 
 
 def _host_array(value: Any) -> NDArray[Any] | None:
@@ -248,7 +276,7 @@ def _host_array(value: Any) -> NDArray[Any] | None:
             plain = detached(value)
             # Torch's own says which storage it is of.
             own = hasattr(plain, "untyped_storage")
-            found: NDArray[Any] = plain.numpy() if own else np.from_dlpack(plain)
+            found: NDArray[Any] = in_numpy(plain) if own else np.from_dlpack(plain)
         except Exception as error:  # theirs are of many kinds
             raise BufferError(
                 f"{type(value).__name__} gives no array over its memory ({error}); {_PACK}"
@@ -302,26 +330,44 @@ def _of_array(name: str, array: NDArray[Any]) -> Bound:
             f"its byte order is not this machine's ({dtype.str}); "
             f"array.astype(array.dtype.newbyteorder('=')) is a copy that has it"
         )
-    if dtype.name not in ITEMSIZE:
+    size = dtype.itemsize
+    return _at(name, numpy_name(dtype), size, array.shape, array.strides, array, 0)
+
+
+def _at(
+    name: str,
+    dtype: str,
+    itemsize: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    memory: NDArray[Any] | Buffer,
+    offset: int,
+) -> Bound:
+    """A column of these elements, with strides in bytes; one of no axes is a scalar.
+
+    Raises:
+        TypeError, ValueError: no such dtype; no such shape; strides that no column has.
+    """
+    if dtype not in ITEMSIZE:
         raise TypeError(f"there is no dtype {dtype!s:.60}; known are {', '.join(ITEMSIZE)}")
-    rows, shape = (array.shape[0], array.shape[1:]) if array.ndim else (None, ())
-    if len(shape) > 2 or 0 in shape:
+    row = shape[1:]
+    if len(row) > 2 or 0 in row:
         raise ValueError(
-            f"shape {array.shape}: a column has shape (N,), (N, d) or (N, r, c), with at least one "
+            f"shape {shape}: a column has shape (N,), (N, d) or (N, r, c), with at least one "
             f"component"
         )
-    reach = dtype.itemsize
-    axes = sorted((s, n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
-    for stride, length in axes if array.size else ():
+    reach = itemsize
+    axes = sorted((s, n) for s, n in zip(strides, shape, strict=True) if n > 1)
+    for stride, length in axes if 0 not in shape else ():
         if stride < 0:
             raise ValueError(
-                f"strides {array.strides}: they must be positive; bind the array that this is a "
+                f"strides {strides}: they must be positive; bind the array that this is a "
                 f"reversed view of, and reverse what you take"
             )
         if stride < reach:
             raise ValueError(
-                f"strides {array.strides}, shape {array.shape}: elements overlap in memory, as of "
-                f"what is broadcast; pass a value that all rows share as a number, or copy it"
+                f"strides {strides}, shape {shape}: elements overlap in memory, as of what is "
+                f"broadcast; pass a value that all rows share as a number, or copy it"
             )
         reach += stride * (length - 1)
-    return Bound(name, dtype.name, shape, rows, array, 0, array.strides)
+    return Bound(name, dtype, row, shape[0] if shape else None, memory, offset, strides)

@@ -67,12 +67,16 @@ def _none(capacity: int, start: int, rows: int) -> list[Numbers]:
 
 
 class Place(NamedTuple):
-    """A tensor in memory, as text: dtype, shape, strides and offset, in elements."""
+    """A tensor in memory, as text: dtype, shape, strides and offset, in elements.
+
+    Of bound columns `allocation` is the number of theirs.
+    """
 
     dtype: str
     shape: str
     strides: tuple[str, ...]
     offset: str
+    allocation: int = 0
 
 
 class Places(NamedTuple):
@@ -80,8 +84,9 @@ class Places(NamedTuple):
 
     Attributes:
         lines: assignments that work out numbers from `rows`, an integer that is no less than 1.
-        nbytes: an expression, how many bytes the layout takes.
-        inside: an expression, whether every element lies in `nbytes` bytes: the gate.
+        nbytes: an expression, how many bytes the layout takes; of bound columns empty.
+        inside: an expression, whether every element lies in `nbytes` bytes: the gate. Of bound
+            columns it speaks of `nbytes_0`, `nbytes_1` and so on, those of the allocations.
         tensors: where they are, by what the lines have assigned.
     """
 
@@ -91,7 +96,9 @@ class Places(NamedTuple):
     tensors: list[Place]
 
 
-def places(layout: Layout | BoundFields, spec: Spec, suffix: str = "") -> Places | None:
+def places(
+    layout: Layout | BoundFields, spec: Spec, suffix: str = "", *, bound: bool = False
+) -> Places | None:
     """Where a spec's tensors are, as text of which an adapter makes one function for an event loop.
 
     Every event has another row count, and a loop over forms, or many small functions, takes several
@@ -101,10 +108,12 @@ def places(layout: Layout | BoundFields, spec: Spec, suffix: str = "") -> Places
         layout: the fields.
         spec: the tensors.
         suffix: at the end of every variable, so that one function may hold several.
+        bound: whether bound columns will do.
 
     Returns:
-        None where a tensor has no single strided view, and of bound columns. Else text that is made
-        of integers, `rows`, `nbytes`, and variables of its own.
+        None where a tensor has no single strided view, or columns are bound and will not do. Else
+        text that is made of integers, `rows`,
+        `nbytes`, and variables of its own.
 
     Raises:
         KeyError, ValueError: as `views`.
@@ -117,10 +126,11 @@ def places(layout: Layout | BoundFields, spec: Spec, suffix: str = "") -> Places
     >>> found.inside
     '(0 + rows + 1 * n0) * 4 <= nbytes and (n0 + rows) * 4 <= nbytes'
     >>> found.tensors[0]
-    Place(dtype='float32', shape='(rows, 2,)', strides=('1', 'n0'), offset='0')
+    Place(dtype='float32', shape='(rows, 2,)', strides=('1', 'n0'), offset='0', allocation=0)
     """
     patterns = [resolved(layout, name, entry, False) for name, entry in spec.items()]
-    if isinstance(layout, BoundFields) or any(pattern.columns for pattern in patterns):
+    anywhere = isinstance(layout, BoundFields)
+    if any(pattern.columns for pattern in patterns) or (anywhere and not bound):
         return None
     units = [f"u{size}{suffix}" for size in layout.sizes]
     rows, nbytes, numbers = f"rows{suffix}", f"nbytes{suffix}", dict[str, str]()
@@ -140,16 +150,20 @@ def places(layout: Layout | BoundFields, spec: Spec, suffix: str = "") -> Places
         step = pattern.rows or 0
         row = rows if step == 1 else f"{step} * {rows} - {step - 1}" if step else "1"
         last = " + ".join([offset, row, *steps])
-        inside.append(f"({last}) * {ITEMSIZE[pattern.dtype]} <= {nbytes}")
+        most = f"nbytes_{pattern.allocation}{suffix}" if anywhere else nbytes
+        inside.append(f"({last}) * {ITEMSIZE[pattern.dtype]} <= {most}")
         if pattern.rows is not None:
             shape, strides = [rows, *shape], [str(pattern.rows), *strides]
-        tensors.append(Place(pattern.dtype, as_tuple(shape), tuple(strides), offset))
+        tensors.append(
+            Place(pattern.dtype, as_tuple(shape), tuple(strides), offset, pattern.allocation)
+        )
     up = zip(units, layout.sizes, strict=True)
     lines = [
         *(f"{unit} = -(-{rows} * {size} // {layout.alignment})" for unit, size in up),
         *(f"{name} = {source}" for source, name in numbers.items()),
     ]
-    whole = f"{layout.alignment} * ({_total(layout.end, units)})"
+    end = () if isinstance(layout, BoundFields) else layout.end
+    whole = f"{layout.alignment} * ({_total(end, units)})" if end else ""
     return Places(lines, whole, " and ".join(inside) or "True", tensors)
 
 

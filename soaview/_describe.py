@@ -1,21 +1,28 @@
-"""A layout for people: where its fields lie, as a table and a bar of text."""
+"""Memory for people: where the fields lie, as a table; of a layout, as a bar of text, too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ._fields import Column, Scalar, shown
+from ._bound import BoundFields
+from ._fields import Column, Scalar, listed, shown
 
 if TYPE_CHECKING:
+    from ._bound import Home
+    from ._buffer import Buffer
     from ._layout import Layout
+    from ._soa import SoA
 
 _CELLS = 60
 """Characters of the bar."""
 
 _DRAWN = 16
 """Fields in it, at most."""
+
+
+Part = TypeVar("Part")
 
 
 class Extent(NamedTuple):
@@ -82,7 +89,7 @@ def widths(sizes: Sequence[int], width: float, least: float) -> list[float]:
     return found
 
 
-def cut(found: list[Extent], most: int) -> tuple[list[Extent], list[Extent]]:
+def cut(found: list[Part], most: int) -> tuple[list[Part], list[Part]]:
     """Those that are drawn, and the others, which are drawn as one piece."""
     return (found, []) if len(found) <= most else (found[:most], found[most:])
 
@@ -118,3 +125,91 @@ def _piece(e: Extent, cells: int) -> str:
         empty = min(max(round(e.padding / e.nbytes * n), 1), n - 1) if e.padding else 0
         piece += ("█" if e.field.per_row else "▓") * (n - empty) + "░" * empty
     return piece
+
+
+# Of bound memory
+
+
+class Lying(NamedTuple):
+    """A field of bound memory, in bytes.
+
+    Attributes:
+        field, home: which, and where.
+        first, end: from which byte of its allocation to which it reaches.
+        nbytes: of its values.
+        reach: from the first byte of a row's to the last one's end.
+    """
+
+    field: Column | Scalar
+    home: Home
+    first: int
+    end: int
+    nbytes: int
+    reach: int
+
+    @property
+    def strided(self) -> bool:
+        """Whether other bytes lie between its own."""
+        return self.end - self.first > self.nbytes
+
+
+def by_allocation(layout: BoundFields, rows: int) -> dict[int, list[Lying]]:
+    """What lies in each allocation, in memory order."""
+    numbers = sorted({home.allocation for home in layout.homes})
+    found: dict[int, list[Lying]] = {number: [] for number in numbers}
+    for f, home in zip(layout.fields, layout.homes, strict=True):
+        count = rows if f.per_row else 1
+        inner = home.strides[f.per_row :]
+        reach = sum([(n - 1) * s for n, s in zip(f.shape, inner, strict=True)]) + f.itemsize
+        end = home.offset
+        if count:
+            end += reach + ((count - 1) * home.strides[0] if f.per_row else 0)
+        nbytes = count * f.components * f.itemsize
+        found[home.allocation].append(Lying(f, home, home.offset, end, nbytes, reach))
+    for there in found.values():
+        there.sort(key=lambda one: (one.first, one.end))
+    return found
+
+
+def soa_map(soa: SoA) -> str:
+    """`SoA.describe`, below what `repr` says."""
+    layout: Any = soa.layout
+    lines = [layout.describe(soa.capacity)]
+    if isinstance(layout, BoundFields):
+        numbers = sorted({home.allocation for home in layout.homes})
+        lines += [f"allocation {n}: {about(soa.buffer.piece(n))}" for n in numbers]
+        lines += [f"neighbours, one tensor: {listed(group)}" for group in fused(layout)]
+    return "\n".join(lines)
+
+
+def about(piece: Buffer) -> str:
+    """An allocation in words."""
+    past = f", {piece.address % 64} bytes past a multiple of 64" if piece.address % 64 else ""
+    return f"{piece.nbytes} bytes{past}{', read-only' if piece.readonly else ''}"
+
+
+def fused(layout: BoundFields) -> list[list[str]]:
+    """Neighbouring fields that make one strided tensor, in memory order: each as long as it can be.
+
+    >>> import numpy as np
+    >>> from soaview import bind
+    >>> block = np.zeros((3, 4), "f4")
+    >>> fused(bind({"x": block[0], "n": np.zeros(4, "i4"), "z": block[2], "y": block[1]}).layout)
+    [['x', 'y', 'z']]
+    """
+    alike: dict[Any, dict[int, str]] = {}
+    for f, home in zip(layout.fields, layout.homes, strict=True):
+        if home.aligned:
+            key = f.per_row, f.dtype, f.shape, home.allocation, home.strides
+            alike.setdefault(key, {}).setdefault(home.offset, shown(f.name))
+    found = []
+    for fields in alike.values():
+        groups: list[list[str]] = []
+        known = 0  # the distance in the last group
+        for here, there in pairwise(sorted(fields)):
+            if there - here != known:
+                groups.append([fields[here]])
+                known = there - here
+            groups[-1].append(fields[there])
+        found += groups
+    return found

@@ -15,6 +15,7 @@ from ._dlpack import (
     KINDS,
     ON_HOST,
     DeviceMemory,
+    Lying,
     capsule_of,
     check_order,
     check_pointer,
@@ -186,23 +187,24 @@ class _Anchor:
 
 def buffer_of(owner: Any, nbytes: int, itemsize: int, asked: Asked) -> HostBuffer | DeviceBuffer:
     """The first `nbytes` bytes of memory that somebody else owns, wherever it is."""
-    plain = isinstance(owner, (np.ndarray, type))
-    memory = None if plain else _exported(owner, asked)
-    if memory is None:
+    found = None if isinstance(owner, (np.ndarray, type)) else lying_of(owner)
+    if found is None:
         root = host_bytes(owner, asked)
-    elif memory.kind in ON_HOST:
+    else:
+        memory, lying = found
+        check_order(asked, lying)
+        if memory.kind not in ON_HOST:
+            return DeviceBuffer(memory._replace(owner=owner), nbytes, itemsize)
         # An address of its own where there are no bytes, as for a bare pointer.
         at = memory.address or 64, memory.size, memory.readonly
         root = np.asarray(ArrayInterface(*at, (memory.export, memory.source), owner))
-    else:
-        return DeviceBuffer(memory._replace(owner=owner), nbytes, itemsize)
     buffer = HostBuffer(root, nbytes, itemsize)
     buffer.owner = owner
     return buffer
 
 
-def _exported(owner: Any, asked: Asked) -> DeviceMemory | None:
-    """Where the owner says its memory is; None where it does not."""
+def lying_of(owner: Any) -> tuple[DeviceMemory, Lying] | None:
+    """Where the owner says its memory is, from its first element to its last; None where not."""
     name = type(owner).__name__
     if hasattr(type(owner), "__dlpack__"):
         try:
@@ -219,16 +221,17 @@ def _exported(owner: Any, asked: Asked) -> DeviceMemory | None:
             raise BufferError(
                 f"{name} has no memory to wrap ({error}); pass a plain dense array, detached"
             ) from error
-        return of_capsule(capsule, (kind, index), asked)._replace(source=source)
+        memory, lying = of_capsule(capsule, (kind, index))
+        return memory._replace(source=source), lying
     try:
         interface = getattr(owner, _CUDA, None)
         if interface is None:
             return None
-        memory, (dtype, shape, strides) = of_interface(interface)
+        memory, dtype, lying = of_interface(interface)
     except Exception as error:  # likewise
         raise BufferError(f"{name}'s __cuda_array_interface__ is not one ({error})") from error
-    check_order(asked, numpy_says(dtype), shape, strides, dtype.itemsize)
-    return memory._replace(number=number_of(memory))
+    lying = lying._replace(dtype=numpy_says(dtype))
+    return memory._replace(number=number_of(memory)), lying
 
 
 def located(

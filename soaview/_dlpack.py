@@ -145,18 +145,33 @@ def capsule_of(owner: Producer) -> object:
     return owner.__dlpack__()
 
 
-def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> DeviceMemory:
+class Lying(NamedTuple):
+    """How elements lie in memory: strides in bytes, and None where they follow in order."""
+
+    dtype: str | None
+    itemsize: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+
+    @property
+    def span(self) -> int:
+        """Bytes from the first element's begin to the last one's end."""
+        if self.strides is None or 0 in self.shape:
+            return math.prod(self.shape) * self.itemsize
+        steps = zip(self.shape, self.strides, strict=True)
+        return sum((n - 1) * stride for n, stride in steps) + self.itemsize
+
+
+def of_capsule(capsule: object, device: tuple[int, int]) -> tuple[DeviceMemory, Lying]:
     """What a capsule says. It is taken, and then holds the memory and frees it.
 
     Args:
         capsule: DLPack's, of either kind.
         device: where its producer says that the memory is.
-        asked: what the memory is to be.
 
     Raises:
-        BufferError, TypeError, ValueError: a capsule that cannot be, or that says something else
-            than its producer or than what is asked. Nothing is read through a pointer of it before
-            it is sure how much there is.
+        BufferError, ValueError: a capsule that cannot be, or that says something else than its
+            producer. Nothing is read through a pointer of it before it is sure how much there is.
     """
     if _is_valid(capsule, b"dltensor_versioned"):
         managed = _Versioned.from_address(_pointer(capsule, b"dltensor_versioned"))
@@ -193,10 +208,10 @@ def of_capsule(capsule: object, device: tuple[int, int], asked: Asked) -> Device
         raise BufferError(f"its items have {tensor.bits} bits in {tensor.lanes} lanes")
     kind = _CODES.get(tensor.code, f"DLPack's type {tensor.code} of bits ")
     says = "bool" if kind == "bool" and tensor.bits == 8 else f"{kind}{tensor.bits}"
-    check_order(asked, says, shape, strides, 1)
-    size = math.prod(shape) * tensor.bits // 8
-    address = check_pointer((tensor.data or 0) + tensor.byte_offset, size)
-    return DeviceMemory(address, size, readonly, *where, None, _Taken(capsule))
+    size = tensor.bits // 8
+    lying = Lying(says, size, shape, strides and tuple(stride * size for stride in strides))
+    address = check_pointer((tensor.data or 0) + tensor.byte_offset, lying.span)
+    return DeviceMemory(address, lying.span, readonly, *where, None, _Taken(capsule)), lying
 
 
 def _device_of(kind: int, number: int) -> tuple[str, int]:
@@ -204,11 +219,7 @@ def _device_of(kind: int, number: int) -> tuple[str, int]:
     return ("cpu", 0) if kind in ON_HOST else (DEVICES[kind].removesuffix("_managed"), number)
 
 
-Items = tuple["np.dtype[Any]", tuple[int, ...], tuple[int, ...] | None]
-"""Dtype, shape, and strides in bytes, where these are told."""
-
-
-def of_interface(interface: Any) -> tuple[DeviceMemory, Items]:
+def of_interface(interface: Any) -> tuple[DeviceMemory, np.dtype[Any], Lying]:
     """What a CUDA array interface says. It names no device: the first one, if nobody knows better.
 
     Versions differ in what nobody needs here, and in the stream; RMM calls its own 0.
@@ -233,21 +244,16 @@ def of_interface(interface: Any) -> tuple[DeviceMemory, Items]:
         if len(strides) != len(shape):
             raise ValueError(f"its strides are {strides}, its shape is {shape}")
     address, readonly = interface["data"]
-    size = math.prod(shape) * dtype.itemsize
+    lying = Lying(None, dtype.itemsize, shape, strides)
     stream = check_stream(interface.get("stream"))
-    address = check_pointer(address, size)
-    memory = DeviceMemory(address, size, bool(readonly), KINDS["cuda"], 0, stream)
-    return memory, (dtype, shape, strides)
+    address = check_pointer(address, lying.span)
+    memory = DeviceMemory(address, lying.span, bool(readonly), KINDS["cuda"], 0, stream)
+    return memory, dtype, lying
 
 
-def check_order(
-    asked: Asked,
-    says: str | None,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...] | None,
-    itemsize: int,
-) -> None:
+def check_order(asked: Asked, lying: Lying) -> None:
     """Raise unless these are items without gaps, of the dtype and in the order that is asked."""
+    says, itemsize, shape, strides = lying
     c, fortran = True, len(shape) < 2
     if strides is not None and 0 not in shape:
         c = _is_dense(shape, strides, itemsize)

@@ -28,6 +28,8 @@ ITEMSIZE = {
 
 _NUMPY = {name: np.dtype(name) for name in ITEMSIZE if name != "bfloat16"}
 
+_NAMES = {dtype: name for name, dtype in _NUMPY.items()}
+
 BYTE = np.dtype(np.uint8)
 """NumPy keeps one of it, so that `is` tells it."""
 
@@ -83,6 +85,11 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
             f"NumPy has no {dtype} of its own: `import ml_dtypes` (JAX installs it) adds it, "
             f"or take the tensor in torch or JAX"
         ) from None
+
+
+def numpy_name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name`, which NumPy takes a while to spell."""
+    return _NAMES.get(dtype) or dtype.name
 
 
 def dtype_name(dtype: object) -> str:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from ._dtypes import ITEMSIZE
 from ._fields import shown
+from ._gather import Gather, views_or_gathers
 from ._soa import SoA
-from ._spec import Spec
-from ._views import Gather, View, views_or_gathers
+from ._spec import Entry, Spec
+from ._views import View
 
 VIEW, COPY, REFUSED = "view", "copy", "refused"
 
@@ -83,7 +84,7 @@ def verdicts(
         gives, why = COPY, ""
         try:
             [taken] = take(soa, spec.subset(tensor.name))
-            if not nbytes or (isinstance(tensor, View) and address(taken) == tensor.address):
+            if not nbytes or address(taken) == _address(tensor):
                 gives, nbytes = VIEW, 0
             else:
                 why = "it was taken with copy=False, and has memory of its own all the same"
@@ -94,6 +95,14 @@ def verdicts(
         why = why.removeprefix(f"tensor {tensor.name!r}: ")
         found.append(Verdict(tensor.name, way, gives, nbytes, why))
     return found
+
+
+def _address(tensor: View | Gather) -> int | None:
+    """Where a tensor's elements begin, if they have one place; NumPy's may be no multiple."""
+    if isinstance(tensor, View):
+        return tensor.address
+    alone = not isinstance(tensor.entry, tuple) and tensor.soa.buffer.on_host
+    return tensor.soa[tensor.entry].ctypes.data if alone else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +173,14 @@ def explain(soa: SoA, spec: Spec) -> Explanation:
 def _arrays(soa: SoA, spec: Spec) -> list[Any]:
     [tensor] = views_or_gathers(soa, spec)
     try:
-        array = soa[tensor.columns[0]] if isinstance(tensor, Gather) else tensor.numpy()
+        array = soa[_first_of(tensor.entry)] if isinstance(tensor, Gather) else tensor.numpy()
     except BufferError as error:  # NumPy has no other way to memory that it does not read
         raise TypeError(str(error)) from None
-    if isinstance(tensor, Gather):
+    if isinstance(tensor, Gather) and isinstance(tensor.entry, tuple):
         raise BufferError(tensor.why())
     return [array]
+
+
+def _first_of(entry: Entry) -> Entry:
+    """A field of its own; NumPy reads it also where it is not aligned."""
+    return entry[0] if isinstance(entry, tuple) else entry

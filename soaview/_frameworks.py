@@ -116,8 +116,10 @@ def _bytes_in_torch(memory: DeviceMemory) -> Any:
         else:
             with made_current(source):
                 whole = torch.from_dlpack(source)
-        # Dense in any order of its axes: what it has is what lies there.
-        items = whole.as_strided((whole.numel(),), (1,), whole.storage_offset())
+        # Whatever the order of its axes: what it has is what lies there.
+        steps = zip(whole.shape, whole.stride(), strict=True)
+        reach = sum((n - 1) * stride for n, stride in steps) + 1 if whole.numel() else 0
+        items = whole.as_strided((reach,), (1,), whole.storage_offset())
         part = items.view(torch.uint8)[memory.first :][: memory.size]
         _check_size(part.numel(), memory)
         if part.storage_offset() % 16:  # between items there is no offset that torch has
@@ -210,7 +212,9 @@ def _shown_by_cupy(memory: DeviceMemory, at: Strided) -> Any:
                 data = cupy.asarray(Interface(memory)).data
             else:
                 whole = source if isinstance(source, cupy.ndarray) else cupy.from_dlpack(source)
-                _check_size(whole.nbytes - memory.first, memory)
+                steps = zip(whole.shape, whole.strides, strict=True)
+                reach = sum((n - 1) * stride for n, stride in steps) + whole.dtype.itemsize
+                _check_size((0 if 0 in whole.shape else reach) - memory.first, memory)
                 data = whole.data + memory.first
     except Exception as error:  # somebody else's code may raise anything
         raise BufferError(f"CuPy does not take memory on {memory.device}: {error}") from error
@@ -320,6 +324,14 @@ def check_plain(tensor: Any) -> None:
         (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
+def in_numpy(tensor: Any) -> Any:
+    """NumPy's array over a tensor of torch's; bfloat16 as `ml_dtypes` has it."""
+    torch = sys.modules["torch"]
+    if tensor.dtype is not torch.bfloat16:
+        return tensor.numpy()
+    return tensor.view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
+
+
 def detached(owner: Any) -> Any:
     """Of a torch tensor its twin, which `set_` and `resize_` of the tensor leave alone."""
     torch = sys.modules.get("torch")
@@ -327,6 +339,21 @@ def detached(owner: Any) -> Any:
         return owner
     with torch._C.DisableTorchFunctionSubclass():  # whatever a subclass makes of it
         return torch.Tensor.detach(owner)
+
+
+def allocation_of(array: Any) -> Any:
+    """The whole memory in which an array of a device's lies, as its framework has it.
+
+    The array itself, where nobody tells.
+    """
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None and isinstance(array, torch.Tensor):
+        plain = detached(array)
+        count = plain.untyped_storage().nbytes() // plain.element_size()
+        return plain.as_strided((count,), (1,), 0)
+    while cupy is not None and isinstance(array, cupy.ndarray) and array.base is not None:
+        array = array.base
+    return array
 
 
 def check_readable(value: Any) -> None:

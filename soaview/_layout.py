@@ -29,7 +29,8 @@ class Layout(Fields, Described):
     Fields follow each other in declaration order and each component starts on an aligned byte: a
     column takes `components * ceil(rows * itemsize / alignment) * alignment` bytes. One that is
     interleaved is a single sub-column of rows; a scalar takes its bytes, rounded up. With alignment
-    128 this is byte for byte what the CMS experiment's SoA classes lay out
+    128 this is byte for byte, but for padding, where the CMS experiment's SoA classes lay columns,
+    scalars, Eigen columns, and columns and scalars of `std::array`
     (https://github.com/cms-sw/cmssw/tree/master/DataFormats/SoATemplate).
 
     Args:

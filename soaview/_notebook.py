@@ -9,12 +9,14 @@ from operator import getitem
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._blocks import Blocks, SoABlocks
-from ._bound import Allocations
+from ._bound import BoundFields
 from ._describe import cut, extents
-from ._draw import MOST, cut_text, drawn_of, svg_of, svg_of_blocks
+from ._draw import MOST, drawn_of, svg_of, svg_of_blocks
+from ._draw_soa import svg_of_soa
 from ._fields import Column, Scalar, shown
 from ._nested import leaves, plain
 from ._spec import Value
+from ._svg import cut_text
 
 if TYPE_CHECKING:
     from ._layout import Layout
@@ -36,7 +38,7 @@ class _Part(NamedTuple):
     """What a table shows of one layout: of a block, under its name; values of an SoA."""
 
     block: str
-    layout: Layout
+    layout: Layout | BoundFields
     rows: int
     soa: SoA | None
     most: int
@@ -51,17 +53,12 @@ def html_of_layout(layout: Layout) -> str:
 
 def html_of_soa(soa: SoA) -> str:
     """`SoA._repr_html_`."""
-    if isinstance(soa.buffer, Allocations):  # of which no layout says where it lies
-        lines = soa.describe().splitlines()
-        more = [f"... {len(lines) - MOST} more fields"] if len(lines) > MOST + 2 else []
-        text = "\n".join([*lines[: MOST + 2], *more])
-        return f"<pre>{escape(text, quote=False)}</pre>"
     said = f"SoA: {soa.rows} rows"
     if soa.rows != soa.capacity:
         said += f" ({soa.start}:{soa.start + soa.rows} of {soa.capacity}, which are drawn)"
-    said += f", {soa.buffer.nbytes} bytes{_where(soa)}"
+    said += f", {soa.buffer.summary}{_where(soa)}"
     part = _Part("", soa.layout, soa.capacity, soa, MOST)
-    return _html(said, [part], 0, svg_of(soa.layout, soa.capacity, None))
+    return _html(said, [part], 0, svg_of_soa(soa, None))
 
 
 def html_of_blocks(blocks: Blocks | SoABlocks) -> str:
@@ -101,23 +98,24 @@ def _where(soa: SoA | SoABlocks) -> str:
 
 
 def _piecewise(soa: SoA | SoABlocks) -> bool:
-    return soa.piecewise if isinstance(soa, SoABlocks) else soa.buffer.piecewise
+    if isinstance(soa, SoABlocks):
+        return soa.piecewise
+    return soa.buffer.piecewise and not isinstance(soa.layout, BoundFields)
 
 
 def _html(said: str, parts: list[_Part], more: int, svg: str) -> str:
     """The caption, the table of fields, how many blocks are left out, and the drawing."""
-    names = ["field", "dtype", "shape", "offset", "pitch"]
+    names = ["field", "dtype", "shape", *_PLACED[isinstance(parts[0].layout, BoundFields)]]
     if valued := any(part.soa is not None and part.soa.buffer.on_host for part in parts):
         names.append("first values")
     table = [_row("th", names)]
     for block, layout, rows, soa, most in parts:
         if block:
             table.append(_across(f"{cut_text(block, 32)}: {rows} rows"))
-        drawn, others = cut(extents(layout, rows), most)
-        for e in drawn:
-            cells = [cut_text(shown(e.field.name), 32), e.field.dtype, cut_text(e.shape, 32)]
-            values = [_values(soa, e.field)] if valued else []
-            table.append(_row("td", [*cells, str(e.offset), str(e.pitch), *values]))
+        drawn, others = cut(_placed(layout, rows), most)
+        for field, shape, *numbers in drawn:
+            cells = [cut_text(shown(field.name), 32), field.dtype, cut_text(shape, 32), *numbers]
+            table.append(_row("td", [*cells, *([_values(soa, field)] if valued else [])]))
         if others:
             table.append(_across(f"... {len(others)} more fields"))
     if more:
@@ -128,13 +126,28 @@ def _html(said: str, parts: list[_Part], more: int, svg: str) -> str:
     )
 
 
+_PLACED = ("offset", "pitch"), ("allocation", "offset", "strides")
+"""What a table says of where fields lie: of a layout's, and of bound ones."""
+
+
+def _placed(layout: Layout | BoundFields, rows: int) -> list[tuple[Any, ...]]:
+    """Of each field its shape, and that."""
+    if not isinstance(layout, BoundFields):
+        return [(e.field, e.shape, str(e.offset), str(e.pitch)) for e in extents(layout, rows)]
+    found = []
+    for f, home in zip(layout.fields, layout.homes, strict=True):
+        shape = str((rows, *f.shape)) if f.per_row else f"scalar {f.shape or ''}".rstrip()
+        found.append((f, shape, str(home.allocation), str(home.offset), str(home.strides)))
+    return found
+
+
 def _row(tag: str, cells: list[str]) -> str:
     inner = "".join(f"<{tag}>{escape(cell, quote=False)}</{tag}>" for cell in cells)
     return f"<tr>{inner}</tr>"
 
 
 def _across(said: str) -> str:
-    return f'<tr><th colspan="6">{escape(said, quote=False)}</th></tr>'
+    return f'<tr><th colspan="7">{escape(said, quote=False)}</th></tr>'
 
 
 def _values(soa: SoA | None, field: Column | Scalar) -> str:

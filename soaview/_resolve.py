@@ -124,6 +124,8 @@ def _resolved_bound(layout: BoundFields, name: str, entry: Entry) -> Pattern:
     steps = {there.offset - here.offset for here, there in pairwise(homes)} or {size}
     same = len({(h.allocation, h.strides) for h in homes}) == len(steps) == 1
     step = min(steps)
+    if all(h.empty for h in homes) and len(set(names)) == len(names):
+        same, step = True, size  # of nothing there is a view, wherever it is
     shape = (len(columns), *first.shape) if listed else first.shape
     if not (all(h.aligned for h in homes) and same and step > 0 and step % size == 0):
         return Pattern(name, first.dtype, row, shape, (), (), names, True, home.allocation)
@@ -152,16 +154,72 @@ def _at(tensor: str) -> str:
     return f"tensor {tensor!r}: " if tensor else ""
 
 
-def _check_alike(tensor: str, one: Column | Scalar, other: Column | Scalar) -> None:
-    for what, a, b in (("dtype", one.dtype, other.dtype), ("shape", one.shape, other.shape)):
-        if a != b:
-            cast = "after a cast that you choose, " if what == "dtype" else ""
+def is_mixed(layout: Layout | BoundFields, tensor: str, entry: Entry, dtype: str) -> bool:
+    """Whether a tensor of this floating dtype has to be made of columns that have another.
+
+    Raises:
+        KeyError: no such column.
+        ValueError: columns of several shapes, or with an imaginary part.
+    """
+    columns = [_field(layout, tensor, name) for name in columns_of(entry)]
+    for column in columns:
+        _check_shape(tensor, columns[0], column)
+        if column.dtype.startswith("complex"):
             raise ValueError(
-                f"{_at(tensor)}its columns need one {what}, but {one.name!r} has {a} and "
-                f"{other.name!r} has {b}; take them apart, {_alone(one)} and {_alone(other)}, and "
-                f"join what they give along axis 1, {cast}by torch.cat, np.concatenate or "
-                f"jax.numpy.concatenate"
+                f"{_at(tensor)}{column.name!r} is {column.dtype}, and dtype= is {dtype}, which "
+                f"would drop the imaginary part; take it as a tensor of its own, and let dtype= "
+                f"name the others, as in dtype={{'x': {dtype!r}}}"
             )
+    return any(column.dtype != dtype for column in columns)
+
+
+def has_padded_rows(layout: Layout | BoundFields, tensor: str, entry: Entry) -> bool:
+    """Whether columns of several dtypes have padded rows, and as many.
+
+    Raises:
+        ValueError: not as many.
+    """
+    columns = [layout[name] for name in columns_of(entry)]
+    if any(column.per_row and column.interleaved for column in columns):
+        return False
+    for column in columns:
+        if column.itemsize != columns[0].itemsize:
+            raise ValueError(
+                f"{_at(tensor)}padded=True: {columns[0].name!r} has {columns[0].dtype} and "
+                f"{column.name!r} has {column.dtype}, and other padded rows; take the valid rows, "
+                f"without padded="
+            )
+    return True
+
+
+def _check_alike(tensor: str, one: Column | Scalar, other: Column | Scalar) -> None:
+    if one.dtype != other.dtype:
+        gather, real = "", not (one.dtype + other.dtype).count("complex")
+        if tensor and real and one.shape == other.shape:
+            gather = "let copy=None of an adapter gather them with dtype='float32', say; or "
+        raise ValueError(
+            f"{_at(tensor)}its columns need one dtype, but {one.name!r} has {one.dtype} and "
+            f"{other.name!r} has {other.dtype}; {gather}{_apart(one, other)}, after a cast that "
+            f"you choose, {_JOINING}"
+        )
+    _check_shape(tensor, one, other)
+
+
+def _check_shape(tensor: str, one: Column | Scalar, other: Column | Scalar) -> None:
+    if one.shape != other.shape:
+        raise ValueError(
+            f"{_at(tensor)}its columns need one shape, but {one.name!r} has {one.shape} and "
+            f"{other.name!r} has {other.shape}; {_apart(one, other)}, {_JOINING}"
+        )
+
+
+_JOINING = "by torch.cat, np.concatenate or jax.numpy.concatenate"
+
+
+def _apart(one: Column | Scalar, other: Column | Scalar) -> str:
+    return (
+        f"take them apart, {_alone(one)} and {_alone(other)}, and join what they give along axis 1"
+    )
 
 
 def _alone(column: Column | Scalar) -> str:

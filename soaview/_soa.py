@@ -11,9 +11,10 @@ from ._bound import unaligned
 from ._buffer import Buffer, array_arguments, guarded
 from ._dtypes import exact_int
 from ._fields import listed, shown
+from ._frozen import Frozen, Unfrozen
 from ._reduce import copy_rows, rebuild_soa, reduce_soa
 from ._resolve import numbers_of, pattern_of
-from ._spec import Entry, Value, checked_entry
+from ._spec import Entry, Spec, Value, checked_entry
 from ._strided import Strided, check_bounds
 from ._why import why_not
 
@@ -23,24 +24,11 @@ if TYPE_CHECKING:
     from ._layout import Layout
 
 
-class _Unfrozen:
-    """An SoA that is being made."""
-
-    __slots__ = ("__weakref__", "adapter_cache", "buffer", "capacity", "layout", "rows", "start")
-
-    layout: Layout
-    buffer: Buffer
-    capacity: int
-    start: int
-    rows: int
-    adapter_cache: dict[Hashable, Any]
-
-
 _new = object.__new__
 
 
 @final
-class SoA(_Unfrozen):
+class SoA(Frozen):
     """Rows of a layout in a buffer, made by `Layout.allocate`, `Layout.wrap` or `Layout.pack`.
 
     `soa["pt"]` is a NumPy view, shaped as a spec entry is: a list of names adds the column axis,
@@ -91,15 +79,6 @@ class SoA(_Unfrozen):
 
     def __init_subclass__(cls) -> NoReturn:
         raise TypeError("an SoA's class is final; hold one in an object of your own instead")
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(
-            f"an SoA is immutable, and {name!r} cannot be set; its values are written through "
-            f"soa[name][...] = values, another row count or layout is another SoA"
-        )
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"an SoA is immutable, and {name!r} cannot be deleted")
 
     @property
     def readonly(self) -> bool:
@@ -254,8 +233,33 @@ class SoA(_Unfrozen):
         return take(self, rows)
 
     def describe(self) -> str:
-        """The memory map, as `Layout.describe` gives it, below what `repr` says."""
-        return f"{self!r}\n{self.layout.describe(self.capacity)}"
+        """The memory map, as `Layout.describe` gives it, below what `repr` says.
+
+        Of bound columns: offsets and strides in bytes, allocations, which make one strided tensor.
+        """
+        from ._describe import soa_map
+
+        return f"{self!r}\n{soa_map(self)}"
+
+    def to_svg(self, spec: Spec | None = None) -> str:
+        """The memory map as a drawing, SVG, as `Layout.to_svg` gives it.
+
+        Of bound columns the allocations stand side by side, those of several columns below, records
+        by one of them; and a line says what XLA copies.
+
+        Args:
+            spec: each of its tensors is a line: a view, or why there is none.
+
+        Raises:
+            KeyError, TypeError, ValueError: as `views`.
+
+        >>> from soaview import bind
+        >>> bind({"pt": np.zeros(33)}).to_svg()[:26]
+        '<svg xmlns="http://www.w3.'
+        """
+        from ._draw_soa import svg_of_soa
+
+        return svg_of_soa(self, spec)
 
     def check_bools(self) -> None:
         """Raise unless every bool is stored as 0 or 1, which torch and JAX take for granted.
@@ -304,7 +308,7 @@ class SoA(_Unfrozen):
         if hasattr(self, "layout"):
             raise AttributeError("an SoA is immutable, and its state cannot be set again")
         found = rebuild_soa(state)
-        for name in _Unfrozen.__slots__[1:]:
+        for name in Unfrozen.__slots__[1:]:
             object.__setattr__(self, name, getattr(found, name))
 
     def pack(self) -> SoA:
@@ -349,7 +353,7 @@ class SoA(_Unfrozen):
 
 def new_soa(layout: Layout, buffer: Buffer, capacity: int, start: int, rows: int) -> SoA:
     """As `SoA`, whose call takes twice as long."""
-    made = _new(_Unfrozen)
+    made = _new(Unfrozen)
     made.layout = layout
     made.buffer = buffer
     made.capacity = capacity

@@ -1,4 +1,4 @@
-"""A spec's tensors over an SoA: as views of its memory, or as columns to be gathered."""
+"""A spec's tensors over an SoA, as views of its memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._blocks import SoABlocks
-from ._bound import BoundFields
 from ._buffer import Buffer
 from ._compile import Plan, plan_of
 from ._dtypes import ITEMSIZE, numpy_dtype
 from ._soa import SoA
-from ._spec import Entry, Spec, Value, columns_of
+from ._spec import Spec
 from ._strided import Numbers, Strided, check_bounds
 from ._why import why_copied
 
@@ -153,79 +152,7 @@ class View:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Gather:
-    """A tensor that no single strided view covers: one view per column, to be stacked on axis 1.
-
-    Attributes:
-        name: the tensor's name in the spec.
-        dtype_name: such as `"float32"`.
-        entry: what makes it: a list, or a field alone that is not aligned.
-        soa: that they are of.
-        padded: whether they are taken with the padded rows.
-    """
-
-    name: str
-    dtype_name: str
-    entry: Entry
-    soa: SoA
-    padded: bool
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The fields, in order."""
-        return columns_of(self.entry)
-
-    @property
-    def parts(self) -> list[View]:
-        """The columns' views, made each time that they are asked for: a refusal needs none.
-
-        Raises:
-            BufferError: columns that are not aligned have none.
-        """
-        return self._views(len(self.columns))
-
-    @property
-    def aligned(self) -> bool:
-        """Whether the columns have views: elements on multiples of their size."""
-        layout: Any = self.soa.layout
-        bound = isinstance(layout, BoundFields)
-        return not bound or all(layout.home(name).aligned for name in self.columns)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the tensor that the parts make."""
-        if self.aligned:
-            rows, *element = self._views(1)[0].shape
-            return (rows, len(self.columns), *element)
-        element = [*self.soa.layout[self.columns[0]].shape]
-        if isinstance(self.entry, tuple):
-            element.insert(0, len(self.entry))
-        return (*[self.soa.rows] * (not isinstance(self.entry, Value)), *element)
-
-    def numpy(self) -> NDArray[Any]:
-        """A copy of the values, of memory of the host.
-
-        Raises:
-            BufferError: memory that is not the host's.
-        """
-        if self.aligned:
-            return np.stack([part.numpy() for part in self.parts], axis=1)
-        if isinstance(self.entry, tuple):
-            return np.stack([self.soa[name] for name in self.entry], axis=1)
-        return self.soa[self.entry].copy()
-
-    def _views(self, count: int) -> list[View]:
-        names = enumerate(self.columns[:count])
-        columns = {f"{self.name}, column {number}": name for number, name in names}
-        return views(self.soa, Spec(columns), padded=self.padded)
-
-    def why(self) -> str:
-        """Why it cannot be viewed without a copy, and the ways out."""
-        return _why(self.soa, self.columns)
-
-
-def _why(soa: SoA, columns: tuple[str, ...]) -> str:
+def why_gathered(soa: SoA, columns: tuple[str, ...]) -> str:
     return why_copied(soa.layout, columns, soa.capacity, soa.buffer.piecewise)
 
 
@@ -248,9 +175,9 @@ def views(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View]:
     >>> views(soa, Spec(features=["pt", "eta"]))
     [View('features', float32, shape=(33, 2), strides=(1, 64), offset=0, device='cpu')]
     """
-    plan = _plan(soa, spec, padded)
+    plan = plan_for(soa, spec, padded)
     _check_strided(soa, plan)
-    return _views_of(soa, plan)
+    return views_of(soa, plan)
 
 
 def resolve(soa: SoA, spec: Spec, *, padded: bool = False) -> list[Numbers]:
@@ -259,7 +186,7 @@ def resolve(soa: SoA, spec: Spec, *, padded: bool = False) -> list[Numbers]:
     Each is what a `Strided` is, as a plain tuple: name, dtype, bytes of an element; shape, strides
     and offset in elements.
     """
-    plan = _plan(soa, spec, padded)
+    plan = plan_for(soa, spec, padded)
     _check_strided(soa, plan)
     found = plan.numbers(soa.capacity, soa.start, soa.rows)
     check_bounds(found, soa.buffer.nbytes)
@@ -269,28 +196,14 @@ def resolve(soa: SoA, spec: Spec, *, padded: bool = False) -> list[Numbers]:
 def _check_strided(soa: SoA, plan: Plan) -> None:
     if plan.gathers:
         tensor = plan.gathers[0][1]
-        raise BufferError(f"tensor {tensor.name!r}: {_why(soa, tensor.columns)}")
+        raise BufferError(f"tensor {tensor.name!r}: {why_gathered(soa, tensor.columns)}")
 
 
-def _views_of(soa: SoA, plan: Plan) -> list[View]:
+def views_of(soa: SoA, plan: Plan) -> list[View]:
     found = plan.numbers(soa.capacity, soa.start, soa.rows)
     piece = soa.buffer.piece  # each passes the gate
     both = zip(found, plan.allocations, strict=True)
     return [View(*numbers, piece(number)) for numbers, number in both]
-
-
-def views_or_gathers(soa: SoA, spec: Spec, *, padded: bool = False) -> list[View | Gather]:
-    """As `views`, but a tensor that no single view covers comes as its columns: to be gathered."""
-    plan = _plan(soa, spec, padded)
-    if not plan.gathers:
-        return [*_views_of(soa, plan)]
-    names = {tensor.name for _, tensor in plan.gathers}
-    strided = views(soa, spec.subset(*(n for n in spec if n not in names)), padded=padded)
-    both: list[View | Gather] = [*strided]
-    for position, tensor in plan.gathers:
-        longer = padded and not tensor.interleaved
-        both.insert(position, Gather(tensor.name, tensor.dtype, spec[tensor.name], soa, longer))
-    return both
 
 
 def check_spec(spec: object) -> None:
@@ -318,7 +231,7 @@ def check_copy(copy: object) -> None:
         )
 
 
-def _plan(soa: SoA, spec: Spec, padded: bool) -> Plan:
+def plan_for(soa: SoA, spec: Spec, padded: bool) -> Plan:
     check_spec(spec)
     check_soa(soa)
     if padded is not False and padded is not True:

@@ -10,6 +10,7 @@ from ._resolve import common_distance, in_pieces, same_strides
 from ._spec import repeated
 
 if TYPE_CHECKING:
+    from ._buffer import Buffer
     from ._layout import Layout
 
 _SHOWN = 30
@@ -28,6 +29,37 @@ def why_copied(
     if piecewise and in_pieces(layout, names):
         return f"{why}; let copy=None of an adapter gather them"
     return f"{why}; {_way_out(layout, names)}"
+
+
+def why_copied_in(layout: BoundFields, memory: Buffer, name: str, start: int, rows: int) -> str:
+    """Why XLA copies a bound column in each call that is given it; empty where it does not.
+
+    It takes memory as it is where that is contiguous, from a multiple of 64 bytes on, or of 16 on a
+    GPU: https://github.com/openxla/xla/blob/main/xla/service/gpu/gpu_constants.h. Records that were
+    bound whole go in whole.
+    """
+    field, home = layout[name], layout.home(name)
+    if layout.records is not None:
+        home = layout.first_record()
+        memory, item = memory.piece(home.allocation), layout.records.nbytes
+        if not rows:
+            return ""
+        if rows > 1 and home.strides[0] != item:
+            return "is of records that do not follow each other"
+        past = (memory.address + home.offset + start * home.strides[0]) % 64
+        return f"is of records that start {past} bytes past a multiple of 64" if past else ""
+    piece = memory.piece(home.allocation)
+    shape = (rows, *field.shape) if field.per_row else field.shape
+    if 0 in shape:
+        return ""
+    step, multiple = field.itemsize, 16 if piece.device.startswith(("cuda", "rocm")) else 64
+    for length, stride in zip(reversed(shape), reversed(home.strides), strict=True):
+        if length > 1 and stride != step:
+            return "is strided"
+        step *= length
+    first = start * home.strides[0] if field.per_row else 0
+    past = (piece.address + home.offset + first) % multiple
+    return f"starts {past} bytes past a multiple of {multiple}" if past else ""
 
 
 def why_not(

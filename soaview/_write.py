@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._bound import Allocations, BoundFields
+from ._gather import Gather, views_or_gathers
 from ._layout import Layout
 from ._soa import SoA
 from ._spec import Entry, Spec, Value, columns_of
-from ._views import Gather, View, views_or_gathers
+from ._views import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

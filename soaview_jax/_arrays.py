@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import starmap
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from soaview.adapter import (
     Allocations,
     Gather,
     check_copy,
+    check_dtypes,
     host_array,
     is_dense,
     keep,
@@ -28,7 +29,7 @@ from ._settings import NARROW, alignment_on, host_device, op_by_op, x64
 
 
 def arrays(
-    soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False
+    soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False, dtype: Any = None
 ) -> list[jax.Array]:
     """The spec's arrays, in spec order, as JAX arrays over the SoA's memory.
 
@@ -62,12 +63,17 @@ def arrays(
         padded: give the padded rows (pitch / itemsize) instead of the valid ones: dense at every
             row count. `soa.rows` says how many of them are valid. An interleaved column has none,
             and gives its rows.
+        dtype: the floating dtype of all arrays, whatever their columns have, or of some, by name:
+            `{"x": "float32"}`. One of integer, bool or other floating columns, or of several
+            dtypes, is then a copy, converted by NumPy, or inside transformations and on devices by
+            XLA: rounded to the nearest, and infinite where the dtype ends before. `copy=False`
+            refuses that outside of transformations.
 
     Raises:
         BufferError: with `copy=False`, an array cannot be a view; it says which, why, and the ways
             out.
-        TypeError: a 64-bit dtype while JAX has them switched off, which would narrow it; a wrong
-            kind of argument.
+        TypeError: a 64-bit dtype while JAX has them switched off, which would narrow it, unless
+            NumPy converts it before; a wrong kind of argument.
         KeyError, ValueError: no such column; columns that do not fit one array; SoAs stacked
             where one is expected.
 
@@ -82,7 +88,7 @@ def arrays(
     """
     check_copy(copy)
     x64_on = x64()
-    if copy is False:
+    if copy is False and dtype is None:
         try:
             known: _Prepared | None = soa.adapter_cache.get(("jax", spec.key, padded, x64_on))
         except (AttributeError, TypeError):  # no SoA, or no spec of it: what follows says so
@@ -91,7 +97,8 @@ def arrays(
             return list(starmap(_alias, known.sources))
     if padded is True and op_by_op() and is_slice_of_memory(soa):
         soa = in_leaves(soa)  # as `jit` has it: of its rows alone
-    found = views_or_gathers(soa, spec, padded=padded)
+    dtypes = check_dtypes(spec, dtype)
+    found = views_or_gathers(soa, spec, padded=padded, dtypes=dtypes)
     if not x64_on:
         for view in found:
             check_width(view)
@@ -106,7 +113,7 @@ def arrays(
         found = [located(buffer, view) for view in found]
     if copy is True:
         with jax.ensure_compile_time_eval():
-            return _copies(soa, spec, padded, found)
+            return _copies(soa, spec, padded, found, dtypes)
     obstacles = [obstacle(soa, view) for view in found]
     copied = [view for view, obstacle in zip(found, obstacles, strict=True) if obstacle]
     if copied and copy is False and not op_by_op():
@@ -123,7 +130,7 @@ def arrays(
         key = "jax", spec.key, padded, x64_on
         keep(soa, key, _Prepared(padded, sources))
     with jax.ensure_compile_time_eval():  # inside jit, too, copies are arrays
-        aliases, copies = starmap(_alias, sources), iter(_copies(soa, spec, padded, copied))
+        aliases, copies = starmap(_alias, sources), iter(_copies(soa, spec, padded, copied, dtypes))
         return [next(copies if obstacle else aliases) for obstacle in obstacles]
 
 
@@ -163,15 +170,21 @@ def is_slice_of_memory(soa: SoA) -> bool:
 
 
 def check_width(view: View | Gather) -> None:
-    """Raise for a 64-bit dtype while JAX has them switched off."""
-    narrow = NARROW.get(view.dtype_name)
-    if narrow is not None:
-        raise TypeError(
-            f"tensor {view.name!r} is {view.dtype_name}, and JAX has 64-bit types switched off: it "
-            f"would narrow it to {narrow} in silence. Ways out: "
-            f'jax.config.update("jax_enable_x64", True) at the start of the program, '
-            f"`with jax.enable_x64(True):` around the call, or a field of {narrow}"
-        )
+    """Raise for a 64-bit dtype while JAX has them switched off.
+
+    What a gather converts must not have one either, but where NumPy reads it.
+    """
+    dtypes = [view.dtype_name]
+    if isinstance(view, Gather) and not view.soa.buffer.on_host:
+        dtypes += [view.soa.layout[name].dtype for name in view.columns]
+    for dtype in dtypes:
+        if (narrow := NARROW.get(dtype)) is not None:
+            raise TypeError(
+                f"tensor {view.name!r} is {dtype}, and JAX has 64-bit types switched off: it would "
+                f"narrow it to {narrow} in silence. Ways out: "
+                f'jax.config.update("jax_enable_x64", True) at the start of the program, '
+                f"`with jax.enable_x64(True):` around the call, or a field of {narrow}"
+            )
 
 
 def obstacle(soa: SoA, view: View | Gather) -> str | None:
@@ -282,21 +295,28 @@ def _imported(host: NDArray[Any] | View) -> jax.Array:
     return array
 
 
-def _copies(soa: SoA, spec: Spec, padded: bool, found: Sequence[View | Gather]) -> list[jax.Array]:
+def _copies(
+    soa: SoA,
+    spec: Spec,
+    padded: bool,
+    found: Sequence[View | Gather],
+    dtypes: Mapping[str, str],
+) -> list[jax.Array]:
     """Copies that nobody else holds, in one transfer, and finished."""
     if not found:
         return []
     if isinstance(soa.buffer, Allocations) and not soa.buffer.on_host:
         some = spec.subset(*(view.name for view in found))
-        made = [extract(view) for view in views_or_gathers(in_leaves(soa), some)]
+        made = [extract(view) for view in views_or_gathers(in_leaves(soa), some, dtypes=dtypes)]
         return [array.block_until_ready() for array in made]
     if not (soa.buffer.on_host or soa.buffer.piecewise):
         # Taken on the device from imports of the whole runs.
         whole = SoA(soa.layout, soa.buffer, soa.capacity, 0, soa.capacity)
-        there = Leaves(soa.layout, soa.capacity, leaves(whole))
-        soa = SoA(soa.layout, there, soa.capacity, soa.start, soa.rows)
+        buffer = Leaves(soa.layout, soa.capacity, leaves(whole))
+        soa = SoA(soa.layout, buffer, soa.capacity, soa.start, soa.rows)
         some = spec.subset(*(view.name for view in found))
-        made = [extract(view) for view in views_or_gathers(soa, some, padded=padded)]
+        there = views_or_gathers(soa, some, padded=padded, dtypes=dtypes)
+        made = [extract(view) for view in there]
         return [array.block_until_ready() for array in made]  # what XLA puts out is never an alias
     hosts = [
         view.numpy() if isinstance(view, Gather) else np.array(view.numpy(), order="C")

@@ -39,9 +39,8 @@ from soaview.adapter import (
 
 from ._arrays import arrays
 from ._callables import FunctionCache
-from ._leaves import is_array
 from ._pytree import from_leaves
-from ._settings import INT32_MAX, NARROW, x64
+from ._settings import INT32_MAX, NARROW, is_array, x64
 from ._write import matched, store, targets_of
 
 LATER = object()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import jax
 
-from soaview import SoA, Spec, Value
+from soaview import SoA, Spec
 from soaview.adapter import (
     ITEMSIZE,
     Allocations,
@@ -18,6 +19,7 @@ from soaview.adapter import (
     runs,
     verdicts,
     views_or_gathers,
+    why_copied_in,
 )
 
 from ._arrays import arrays, check_width, is_slice_of_memory, located, obstacle
@@ -104,19 +106,19 @@ def _inside_bound(soa: SoA, spec: Spec, name: str) -> Verdict:
         leaves(soa)
     except BufferError as error:
         return Verdict(name, INSIDE, "refused", 0, str(error))
-    nbytes, why = 0, ""
-    for column in columns_of(spec[name]) if soa.buffer.on_host else ():
-        array = soa[column if soa.layout[column].per_row else Value(column)]
-        past = array.ctypes.data % alignment_on(soa.device)
-        dense = array.flags.c_contiguous
-        if past or not dense:
-            nbytes += array.nbytes
-            where = f"starts {past} bytes past a multiple of 64" if dense else "is strided"
-            why = why or (
-                f"column {column!r} {where}, and XLA takes no such memory as it is: JAX copies it "
-                f"on the way in, in every call"
+    layout: Any = soa.layout
+    nbytes, said = 0, ""
+    for column in dict.fromkeys(columns_of(spec[name])):
+        if why := why_copied_in(layout, soa.buffer, column, soa.start, soa.rows):
+            field = layout[column]
+            nbytes += field.itemsize * field.components * (soa.rows if field.per_row else 1)
+            said = said or (
+                f"column {column!r:.80} {why}, and XLA takes no such memory as it is: JAX copies "
+                f"it on the way in, in every call; what soa.pack() gives goes in as it is"
             )
-    return Verdict(name, INSIDE, "copy" if nbytes else "view", nbytes, why)
+    if said and layout.records is not None:  # which go in whole
+        nbytes = soa.rows * layout.records.nbytes
+    return Verdict(name, INSIDE, "copy" if nbytes else "view", nbytes, said)
 
 
 def _why(soa: SoA, run: Run) -> str:

@@ -27,6 +27,8 @@ def extract(view: View | Gather, start: jax.Array | None = None) -> jax.Array:
     """
     if 0 in view.shape:
         return jnp.zeros(view.shape, view.dtype_name, device=_device_of(view))
+    if isinstance(view, Gather) and not view.stacked:
+        return extract(view.parts[0], start).astype(view.dtype_name)
     found = []
     for span in _spans(view):
         axes, numbers = span.in_memory()
@@ -49,6 +51,7 @@ def extract(view: View | Gather, start: jax.Array | None = None) -> jax.Array:
     if isinstance(view, View):
         one = found[0]
         return jnp.broadcast_to(one, view.shape) if span.has_rows else one.reshape(view.shape)
+    found = [f.astype(view.dtype_name) for f in found] if view.converted else found
     return jnp.concatenate([jnp.broadcast_to(f, (view.shape[0], *f.shape[1:])) for f in found], 1)
 
 

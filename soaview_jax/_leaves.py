@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any, TypeGuard, final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from soaview import Layout
 from soaview.adapter import ITEMSIZE, Buffer, HostBuffer, Run, Strided, numpy_dtype, runs
 
-from ._settings import INT32_MAX, NARROW, as_it_is, device_name, host_device, is_host, x64
+from ._records import Records
+from ._settings import (
+    INT32_MAX,
+    NARROW,
+    as_it_is,
+    device_name,
+    host_device,
+    is_array,
+    is_host,
+    x64,
+)
 
 
 @final
@@ -23,20 +33,39 @@ class Leaves(Buffer):
 
     Attributes:
         layout, rows: what the leaves were made for.
-        leaves: per run, in order, whatever JAX put there: arrays, tracers, shapes alone.
+        given: whatever JAX put there, arrays, tracers, shapes alone: per run, in order; or the
+            words of records.
+        records: how the fields are cut from these; None of runs.
     """
 
-    __slots__ = ("layout", "leaves", "rows")
+    __slots__ = ("_cut", "given", "layout", "records", "rows")
 
     piecewise = True
     readonly = True
 
-    def __init__(self, layout: Layout, rows: int, leaves: tuple[Any, ...]) -> None:
+    def __init__(
+        self, layout: Layout, rows: int, given: tuple[Any, ...], records: Records | None = None
+    ) -> None:
         self.layout = layout
         self.rows = rows
-        self.owner = self.leaves = leaves
+        self.owner = self.given = given
+        self.records = records
         self.nbytes = layout.nbytes(rows)
         self.imports = {}
+        self._cut: dict[bool, tuple[Any, ...]] = {}
+        if records is not None and self.traced and records.run(rows).shape == given[0].shape:
+            self._cut[x64()] = records.cut(given[0])  # in the trace that it belongs to
+
+    @property
+    def leaves(self) -> tuple[Any, ...]:
+        """Per run, in order."""
+        if self.records is None:
+            return self.given
+        found = self._cut.get(x64())
+        if found is None:
+            words = self._checked(self.records.run(self.rows), self.given[0])
+            found = self._cut[x64()] = self.records.cut(words)
+        return found
 
     @property
     def root(self) -> NDArray[np.uint8]:
@@ -54,7 +83,7 @@ class Leaves(Buffer):
         """Where the leaves are."""
         if self.traced:
             return "no device: it is traced"
-        arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.Array)]
+        arrays = [leaf for leaf in self.given if isinstance(leaf, jax.Array)]
         if any(map(_is_deleted, arrays)):
             return "no device: it was donated"
         return device_name(device for leaf in arrays for device in leaf.devices())
@@ -69,14 +98,14 @@ class Leaves(Buffer):
     @property
     def elsewhere(self) -> bool:
         """Whether leaves are on another device than that which JAX imports the host's memory to."""
-        arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.Array)]
+        arrays = [leaf for leaf in self.given if isinstance(leaf, jax.Array)]
         devices = {d for leaf in arrays if not _is_deleted(leaf) for d in leaf.devices()}
         return not devices <= {host_device()}
 
     @property
     def traced(self) -> bool:
         """Whether this is the inside of a transformation, where arrays have no values yet."""
-        return any(isinstance(leaf, jax.core.Tracer) for leaf in self.leaves)
+        return any(isinstance(leaf, jax.core.Tracer) for leaf in self.given)
 
     def find(self, at: Strided) -> tuple[int, Run]:
         """The run in which elements lie: the last that starts at or before them."""
@@ -86,7 +115,9 @@ class Leaves(Buffer):
 
     def leaf(self, number: int) -> Any:
         """A run's leaf, which must be what the layout says."""
-        run, found = runs(self.layout, self.rows)[number], self.leaves[number]
+        return self._checked(runs(self.layout, self.rows)[number], self.leaves[number])
+
+    def _checked(self, run: Run, found: Any) -> Any:
         shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
         where = f"the leaf of {name_of(run)!r}"
         if shape is None:
@@ -94,6 +125,8 @@ class Leaves(Buffer):
         if dtype == jax.dtypes.float0:
             has_64_bits = run.dtype in ("float64", "complex128")
             off = ", as 64-bit types were switched off" if has_64_bits else ""
+            if self.records is not None:
+                off = "; records that are bound whole are words: bind their fields one by one"
             raise TypeError(f"{where} is a gradient, and {run.dtype} has none{off}")
         if _is_deleted(found):
             raise RuntimeError(
@@ -215,11 +248,6 @@ class Leaves(Buffer):
         # Of 64 bits it may be pairs of words.
         flat = np.ascontiguousarray(leaf).reshape(-1).view(at.dtype)
         return flat[at.offset - run.offset // at.itemsize].item()
-
-
-def is_array(value: object) -> TypeGuard[jax.Array]:
-    """Whether this is an array of JAX's that has values, and is not traced."""
-    return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
 
 
 def _is_deleted(leaf: Any) -> bool:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey
 
-from soaview import Blocks, Layout, SoA, SoABlocks, Spec, Value, View
+from soaview import Blocks, Layout, SoA, SoABlocks, Spec, Value, View, views
 from soaview.adapter import (
     ITEMSIZE,
     Allocations,
@@ -24,10 +24,10 @@ from soaview.adapter import (
     keep,
     numpy_dtype,
     runs,
-    views_or_gathers,
 )
 
 from ._leaves import Leaves, bits_of, name_of
+from ._records import Records, leaf_of_records
 from ._settings import NARROW, alignment_on, x64
 
 
@@ -38,6 +38,8 @@ def leaves(soa: SoA) -> tuple[Any, ...]:
     columns lie apart, goes as a copy of its rows.
     """
     _check_leaves(soa)
+    if isinstance(soa.buffer, Leaves) and soa.rows == soa.capacity:
+        return tuple(soa.buffer.native()[1])  # of records their fields
     return _flatten(soa)[0]
 
 
@@ -47,7 +49,7 @@ def _check_leaves(soa: SoA) -> None:
             soa.buffer.leaf(number)
 
 
-Aux = tuple[Layout, int]
+Aux = tuple[Layout | Records, int]
 
 
 _Known = tuple[bool | None, tuple[tuple[Any, ...], Aux]]
@@ -61,16 +63,18 @@ def _flatten(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
         return known[1]
     if isinstance(soa.buffer, Allocations):
         return _flatten_bound(soa)
-    aux = (soa.layout, soa.rows)
+    aux: Aux = (soa.layout, soa.rows)
     if soa.rows != soa.capacity:
         return _own_rows(soa), aux
     buffer = soa.buffer
+    if isinstance(buffer, Leaves) and buffer.records is not None:
+        return buffer.given, (buffer.records, soa.rows)
     if isinstance(buffer, Leaves):
         mode, found = buffer.native()
     else:
         mode, found = None, []
         memory = buffer.root if buffer.on_host else None
-        for run in runs(*aux):
+        for run in runs(soa.layout, soa.rows):
             shape, dtype = run.shape, run.dtype
             if dtype in NARROW:
                 mode = x64()
@@ -91,6 +95,8 @@ def _flatten_bound(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
     if not soa.buffer.on_host:
         columns = [_column_of_a_device(soa, field) for field in layout.fields]
         return tuple(columns), (apart(layout), soa.rows)
+    if layout.records is not None:
+        return keep(soa, "jax.tree", (None, leaf_of_records(soa)))[1]
     mode, found, copied = None, [], False
     for field in layout.fields:
         column = soa[field.name if field.per_row else Value(field.name)]
@@ -107,20 +113,26 @@ def _flatten_bound(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
 
 
 def _column_of_a_device(soa: SoA, field: Any) -> jax.Array:
-    """A matrix of rows and components over the memory itself."""
+    """A matrix of rows and components over the memory itself, or copied where it is strided."""
     entry = field.name if field.per_row else Value(field.name)
-    [view] = views_or_gathers(soa, Spec({field.name: entry}))
-    by_rows = isinstance(view, View) and list(view.strides) == sorted(view.strides, reverse=True)
-    if not (isinstance(view, View) and by_rows and is_dense(view.shape, view.strides)):
-        raise BufferError(
-            f"column {field.name!r:.80} on {soa.device} is not contiguous, and no argument of jit; "
-            f"take it with copy=None of arrays(soa, spec), or bind a contiguous copy of it"
-        )
-    dtype, width = field.dtype, field.components
+    [view] = views(soa, Spec({field.name: entry}))
+    dtype, words = field.dtype, 1
     if dtype in NARROW and not x64():
-        dtype, width = "uint32", width * field.itemsize // 4
-    shape = soa.rows if field.per_row else 1, width
-    return _run_of_a_device(view.buffer, field.name, dtype, shape, view.byte_offset)
+        dtype, words = "uint32", field.itemsize // 4
+    shape = soa.rows if field.per_row else 1, field.components * words
+    if in_rows(view):
+        return _run_of_a_device(view.buffer, field.name, dtype, shape, view.byte_offset)
+    strides = (*[stride * words for stride in view.strides], 1)
+    at = (*view.shape, words), strides, view.offset * words
+    return imported(View(field.name, dtype, ITEMSIZE[dtype], *at, view.buffer), copy=None).reshape(
+        shape
+    )
+
+
+def in_rows(view: View) -> bool:
+    """Whether its elements are one after another, those of the first row first."""
+    steps = [step for n, step in zip(view.shape, view.strides, strict=True) if n > 1]
+    return steps == sorted(steps, reverse=True) and is_dense(view.shape, view.strides)
 
 
 def in_leaves(soa: SoA) -> SoA:
@@ -141,7 +153,7 @@ def _run_of_a_device(
 def imported(view: View, *, copy: bool | None) -> jax.Array:
     """A dense view of another device's memory; a copy, with `copy=None`, where XLA needs one."""
     given: View | _Copy = view
-    if copy is None and view.address % alignment_on(view.device):
+    if copy is None and (view.address % alignment_on(view.device) or not in_rows(view)):
         given = _Copy(view)
     try:
         array: jax.Array = jax.dlpack.from_dlpack(given, copy=copy)
@@ -207,14 +219,19 @@ def _own_rows(soa: SoA) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def from_leaves(layout: Layout, rows: int, leaves: Iterable[Any]) -> SoA:
-    """The SoA whose runs are these."""
+def from_leaves(layout: Layout | Records, rows: int, leaves: Iterable[Any]) -> SoA:
+    """The SoA whose runs are these, or whose records."""
+    if isinstance(layout, Records):
+        made = Leaves(layout.layout, rows, tuple(leaves), layout)
+        return SoA(layout.layout, made, rows, 0, rows)
     return SoA(layout, Leaves(layout, rows, tuple(leaves)), rows, 0, rows)
 
 
 def _flatten_with_keys(soa: SoA) -> tuple[list[tuple[DictKey, Any]], Aux]:
     found, aux = _flatten(soa)
-    keys = [DictKey(name_of(run)) for run in runs(*aux)]
+    layout, rows = aux
+    of = (layout.run(rows),) if isinstance(layout, Records) else runs(layout, rows)
+    keys = [DictKey(name_of(run)) for run in of]
     return list(zip(keys, found, strict=True)), aux
 
 
@@ -246,9 +263,10 @@ def _blocks_unflatten(aux: BlocksAux, children: Iterable[Any]) -> SoABlocks:
 
 
 def _to_bytes(aux: Aux) -> bytes:
-    if aux[0].apart:
+    layout, rows = aux
+    if isinstance(layout, Records) or layout.apart:
         raise TypeError("functions of bound columns are not exported; export them for soa.pack()")
-    return json.dumps({"layout": aux[0].to_dict(), "rows": aux[1]}).encode()
+    return json.dumps({"layout": layout.to_dict(), "rows": rows}).encode()
 
 
 def _from_bytes(data: bytes | bytearray) -> Aux:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 
@@ -73,3 +73,8 @@ def device_name(devices: Iterable[jax.Device]) -> str:
         else:
             names.add(device.platform)
     return "+".join(sorted(names)) or "cpu"
+
+
+def is_array(value: object) -> TypeGuard[jax.Array]:
+    """Whether this is an array of JAX's that has values, and is not traced."""
+    return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)

@@ -11,9 +11,9 @@ from soaview.adapter import check_given, columns_of, run_numbers, tensor_labels,
 
 from ._arrays import check_width
 from ._extract import insert
-from ._leaves import Leaves, is_array
+from ._leaves import Leaves
 from ._pytree import in_leaves
-from ._settings import x64
+from ._settings import is_array, x64
 from ._write import check_array
 
 

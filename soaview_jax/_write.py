@@ -26,8 +26,8 @@ from soaview.adapter import (
     writable_views,
 )
 
-from ._leaves import Leaves, is_array
-from ._settings import device_name
+from ._leaves import Leaves
+from ._settings import device_name, is_array
 
 
 def write(soa: SoA, spec: Spec, arrays: Sequence[jax.Array]) -> None:

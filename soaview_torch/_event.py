@@ -15,6 +15,8 @@ from soaview import Layout, SoA, Spec
 from soaview.adapter import (
     EVENT_NAMES,
     MOST_OUTPUTS,
+    PLAIN,
+    BoundFields,
     HostBuffer,
     Pair,
     Place,
@@ -25,6 +27,7 @@ from soaview.adapter import (
     check_storage,
     compiled,
     in_order,
+    numpy_dtype,
     places,
     results,
     soa_lines,
@@ -167,10 +170,13 @@ def tensors_function(
         None where columns have no single strided view. Else a function of the SoA, and of what
         imports and keeps its memory, which gives None where that is another case.
     """
-    found = places(layout, spec)
+    found = places(layout, spec, bound=True)
     if found is None:
         return None
     names = {t.dtype: DTYPE[t.dtype] for t in found.tensors} | _NAMES
+    if isinstance(layout, BoundFields):
+        names |= {f"dtype_{i}": numpy_dtype(f.dtype) for i, f in enumerate(layout.fields)}
+        return compiled("soa, import_of", _of_bound(layout, spec, found), names)
     lines = [
         "buffer = soa.buffer; rows = soa.rows",
         "if type(buffer) is not HostBuffer or soa.capacity != rows or buffer.imports or not rows"
@@ -183,6 +189,66 @@ def tensors_function(
         f"return [{', '.join(_view('', t) for t in found.tensors)}]",
     ]
     return compiled("soa, import_of", lines, names)
+
+
+def _of_bound(layout: BoundFields, spec: Spec, found: Places) -> list[str]:
+    """The same of bound columns."""
+    used = sorted({t.allocation for t in found.tensors})
+    lines = [
+        "rows = soa.rows; buffer = soa.buffer",
+        "if soa.capacity != rows or not rows or is_inference_mode_enabled(): return None",
+        *found.lines,
+    ]
+    each = [home.allocation for home in layout.homes] == [*range(len(layout.fields))]
+    if each and not any(layout.fields[i].dtype == "bfloat16" for i in used):
+        lines += _of_arrays(layout, spec, found, used)
+    for i in used:
+        lines += [
+            f"piece_{i} = buffer.piece({i}); nbytes_{i} = piece_{i}.nbytes",
+            f"if type(piece_{i}) is not HostBuffer or piece_{i}.imports: return None",
+            f"if not piece_{i}.root.flags.writeable: return None",
+        ]
+    kinds = dict.fromkeys((t.dtype, t.allocation) for t in found.tensors)
+    return [
+        *lines,
+        f"if not ({found.inside}): return None",
+        *(f"memory_{i} = import_of(piece_{i})" for i in used),
+        *(f"{dtype}_{i} = memory_{i}[{dtype!r}]" for dtype, i in kinds),
+        f"return [{', '.join(_view(t.allocation, t) for t in found.tensors)}]",
+    ]
+
+
+def _of_arrays(layout: BoundFields, spec: Spec, found: Places, used: list[int]) -> list[str]:
+    """The same of arrays each of which is an allocation, of which nothing was asked yet.
+
+    Of a column that one tensor has, and as it is, the array's import is that tensor.
+    """
+    # Somebody may have changed meanwhile, in place, what the arrays are.
+    flags = " & ".join(f"array_{i}.flags.num" for i in used)
+    same = [f"{flags} & {PLAIN} == {PLAIN}"]
+    for i in used:
+        shape = as_tuple(["rows", *map(str, layout.fields[i].shape)])
+        same.append(f"array_{i}.dtype is dtype_{i} and array_{i}.shape == {shape}")
+    of = [t.allocation for t in found.tensors]
+    views = []
+    for entry, t in zip(spec.values(), found.tensors, strict=True):
+        memory = f"memory_{t.allocation}"
+        alone = isinstance(entry, str) and of.count(t.allocation) == 1
+        views.append(memory if alone else f"view({memory}, {t.shape}, {as_tuple(t.strides)})")
+    imports = as_tuple(f"memory_{i}" if i in used else "None" for i in range(len(layout.fields)))
+    return [
+        "arrays = buffer.arrays",
+        "if arrays is not None:",
+        *(f"    array_{i} = arrays[{i}]" for i in used),
+        f"    if {' and '.join(same)}:",
+        *(f"        memory_{i} = from_numpy(array_{i})" for i in used),
+        f"        if type(memory_{used[0]}) is not Tensor: return None",  # but a fake one
+        f"        try: at = memory_{used[0]}.data_ptr()",
+        "        except RuntimeError: at = 0",
+        "        if not at: return None",  # nor one of a transform
+        f"        made = [{', '.join(views)}]",
+        f"        if buffer.keep('torch', {imports}): return made",
+    ]
 
 
 def at_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -122,24 +123,37 @@ class Import(dict[str, torch.Tensor]):
         return torch.as_strided(flat, at.shape, at.strides, flat.storage_offset() + at.offset)
 
 
+_HAS_GRAPH = attrgetter("requires_grad")
+_WRITEABLE = attrgetter("flags.writeable")
+_ADDRESS = torch.Tensor.data_ptr
+
+
 class Imports:
     """The memory of several allocations, as one is asked.
 
     Attributes:
-        parts: of each, the import.
+        parts: of each, the import; `flats` are those tensors of theirs whose views are given.
         wait: lets torch's current stream wait for all producers; None where nothing has to be.
     """
 
-    __slots__ = ("parts", "wait")
+    __slots__ = ("_addresses", "_bases", "_flats", "_roots", "parts", "wait")
 
-    def __init__(self, parts: list[Import]) -> None:
+    def __init__(self, parts: list[Import], flats: list[torch.Tensor]) -> None:
         self.parts = parts
+        self._flats = flats
+        self._bases = [part.base for part in parts]
+        self._addresses = [part.address for part in parts]
+        self._roots = [part.root for part in parts if part.root is not None]
         waits = [part.wait for part in parts if part.wait is not None]
         self.wait = (lambda: [wait() for wait in waits]) if waits else None
 
     def as_imported(self) -> bool:
-        """Whether all may be used as they are."""
-        return all(part.as_imported() for part in self.parts)
+        """Whether all may be used as they are; see `Import.as_imported`."""
+        return (
+            not any(map(_HAS_GRAPH, self._flats))
+            and [*map(_ADDRESS, self._bases)] == self._addresses
+            and all(map(_WRITEABLE, self._roots))
+        )
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -154,7 +168,7 @@ def memory_of(soa: SoA, key: str) -> Import | Imports | None:
     """
     if isinstance(soa.buffer, Allocations):
         pieces = soa.buffer.pieces
-        return Imports([piece.imports[key] for piece in pieces if key in piece.imports])
+        return Imports([piece.imports[key] for piece in pieces if key in piece.imports], [])
     return None if soa.readonly else soa.buffer.imports[key]
 
 
@@ -164,16 +178,36 @@ def import_of(buffer: Buffer, key: str = "torch") -> Import:
     Whoever comes first, and whenever it has to be replaced, all get the same one, and so one count
     of writes: setting a dictionary's default and appending to a list are one step each.
     """
-    imports: dict[str, Import] = buffer.imports
-    kept = imports.get(key)
+    imports = buffer.imports
+    known: Any = imports.get(key)
+    if type(known) is torch.Tensor:
+        imports[key] = known = imports.setdefault(f"{key}, adopted", _adopted(buffer, known))
+    kept: Import | None = known
     if kept is None:
         own = _imported(buffer)
         kept = imports.setdefault(key, own)
         if kept is own:
             return own
+    assert kept is not None
     while not kept.as_imported() and (kept.root is None or kept.root.flags.writeable):
         kept = imports[key] = kept.replaced(buffer)
     return kept
+
+
+def _adopted(buffer: Buffer, tensor: torch.Tensor) -> Import:
+    """What an event has imported of an array that is an allocation, and handed out.
+
+    Whoever has got that tensor may have given it another shape, or memory, in place.
+    """
+    storage = tensor.untyped_storage()
+    if storage.data_ptr() != buffer.address or storage.nbytes() < buffer.nbytes:
+        return _imported(buffer)
+    count = buffer.nbytes // tensor.element_size()
+    with torch.enable_grad():  # what is viewed without could never be written with a gradient
+        flat = torch.as_strided(
+            tensor.detach() if tensor.requires_grad else tensor, (count,), (1,), 0
+        )
+    return Import(flat, buffer.nbytes, buffer.root)
 
 
 def to_read(buffer: Buffer, key: str = "torch") -> Import:

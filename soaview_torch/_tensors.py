@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from soaview import SoA, Spec, View, views
 from soaview.adapter import (
     Allocations,
     Gather,
     check_copy,
+    check_dtypes,
     keep,
     resolve,
     views_or_gathers,
@@ -23,7 +25,7 @@ from ._memory import DTYPE, Import, Imports, import_of, to_read
 
 
 def tensors(
-    soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False
+    soa: SoA, spec: Spec, *, copy: bool | None = False, padded: bool = False, dtype: Any = None
 ) -> list[torch.Tensor]:
     """The spec's tensors, in spec order, as views of the SoA's memory.
 
@@ -41,6 +43,10 @@ def tensors(
             contiguous, row-major, and independent of the SoA.
         padded: give the padded rows (pitch / itemsize) instead of the valid ones; interleaved
             columns have none, and give their rows.
+        dtype: the floating dtype of all tensors, whatever their columns have, or of some, by
+            name: `{"x": "float32"}`. One of integer, bool or other floating columns, or of several
+            dtypes, is then a copy, converted as torch does it: rounded to the nearest, and
+            infinite where the dtype ends before. `copy=False` refuses that.
 
     Raises:
         BufferError: with `copy=False`, a tensor cannot be a view. Read-only memory is one such
@@ -55,8 +61,8 @@ def tensors(
     >>> soa["eta"]
     array([7., 0., 0.], dtype=float32)
     """
-    if copy is not False:
-        return copies(soa, spec, copy, padded)
+    if copy is not False or dtype is not None:
+        return copies(soa, spec, copy, padded, dtype=dtype)
     try:
         known: Maker | None = soa.adapter_cache.get(("torch", spec.key, padded))
     except (AttributeError, TypeError):  # no SoA, or no spec of it: what follows says so
@@ -117,10 +123,7 @@ def maker_of(soa: SoA, spec: Spec, padded: bool, key: str = "torch") -> Maker:
     memory = import_of(buffer, key)
     calls: list[tuple[Any, ...]] = []
     for _, dtype, _, shape, strides, offset in found:
-        flat = memory[dtype]
-        first = flat.storage_offset() + offset
-        # Where `flat` starts is the default, and what is given takes torch a while to read.
-        calls.append((flat, shape, strides, first) if offset else (flat, shape, strides))
+        calls.append(_arguments(memory[dtype], shape, strides, offset))
     return keep(soa, (key, spec.key, padded), (padded, memory, calls))
 
 
@@ -138,19 +141,41 @@ def _maker_of_pieces(soa: SoA, spec: Spec, padded: bool, key: str) -> Maker:
             )
         memory = memories.setdefault(id(buffer), import_of(buffer, key))
         flat = memory[at.dtype]
-        calls.append((flat, at.shape, at.strides, flat.storage_offset() + at.offset))
-    return keep(soa, (key, spec.key, padded), (padded, Imports([*memories.values()]), calls))
+        calls.append(_arguments(flat, at.shape, at.strides, at.offset))
+    parts = [*memories.values()]
+    flats = [*{id(flat): flat for flat, *_ in calls}.values()]
+    whole = parts[0] if len(parts) == 1 else Imports(parts, flats)
+    return keep(soa, (key, spec.key, padded), (padded, whole, calls))
+
+
+def _arguments(
+    flat: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
+) -> tuple[Any, ...]:
+    """Of `torch.as_strided`: where `flat` starts is the default, and reading more takes a while."""
+    return (
+        (flat, shape, strides, flat.storage_offset() + offset) if offset else (flat, shape, strides)
+    )
 
 
 def copies(
-    soa: SoA, spec: Spec, copy: bool | None, padded: bool, key: str = "torch"
+    soa: SoA,
+    spec: Spec,
+    copy: bool | None,
+    padded: bool,
+    key: str = "torch",
+    dtype: Any = None,
 ) -> list[torch.Tensor]:
     """As `tensors`, all of them copied, or those that need it; the others as views.
 
     The views are of the import under this key.
     """
     check_copy(copy)
-    found = views_or_gathers(soa, spec, padded=padded)
+    found = views_or_gathers(soa, spec, padded=padded, dtypes=check_dtypes(spec, dtype))
+    if copy is False:
+        for view in found:
+            if isinstance(view, Gather):
+                raise BufferError(f"tensor {view.name!r}: {view.why()}")
+        return tensors(soa, spec, padded=padded)
     bound = type(soa.buffer) is Allocations
 
     def alias_of(view: View) -> torch.Tensor:
@@ -162,9 +187,9 @@ def copies(
 
     def tensor(view: View | Gather) -> torch.Tensor:
         if isinstance(view, Gather):
-            if not view.aligned:
-                return _of_unaligned(view)
-            return torch.stack([alias_of(part) for part in view.parts], dim=1)
+            if view.aligned:
+                return _joined(view, [alias_of(part) for part in view.parts])
+            return _joined(view, list(map(_of_unaligned, view.arrays())))
         alias = alias_of(view)
         readonly = view.buffer.readonly if bound else soa.readonly
         return _row_major(alias) if copy is True or readonly else alias
@@ -173,11 +198,23 @@ def copies(
         return [tensor(view) for view in found]
 
 
-def _of_unaligned(gather: Gather) -> torch.Tensor:
+def _joined(gather: Gather, parts: list[torch.Tensor]) -> torch.Tensor:
+    """The columns in one new tensor; where they are converted, each of them on the way."""
+    if not gather.converted:
+        return torch.stack(parts, dim=1) if gather.stacked else parts[0]
+    made = parts[0].new_empty(gather.shape, dtype=DTYPE[gather.dtype_name])
+    places = made.unbind(1) if gather.stacked else [made]
+    for place, part in zip(places, parts, strict=True):
+        place.copy_(part)
+    return made
+
+
+def _of_unaligned(values: NDArray[Any]) -> torch.Tensor:
     """Values that no tensor may read where they lie, by NumPy."""
-    values = gather.numpy()
-    bits = values.view(np.int16) if gather.dtype_name == "bfloat16" else values
-    return torch.from_numpy(bits).view(DTYPE[gather.dtype_name])
+    name, values = values.dtype.name, values.copy()
+    return torch.from_numpy(values.view(np.int16) if name == "bfloat16" else values).view(
+        DTYPE[name]
+    )
 
 
 def _row_major(alias: torch.Tensor) -> torch.Tensor:

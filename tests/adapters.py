@@ -67,6 +67,8 @@ class NumPyAdapter:
             return views(soa, spec, padded=padded)[0].numpy()
         except BufferError:
             ((name, entry),) = spec.items()
+            if isinstance(entry, str):  # which is not aligned, and NumPy reads it all the same
+                return soa[entry].copy()
             columns = [Spec({name: column}) for column in entry]
             return np.stack([self._one(soa, s, padded) for s in columns], axis=1)
 

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.image import imread
-from test_drawing import BLOCKS, COUNTS, LAYOUTS, MIXED, SPECIAL, STRIDED, TRACKS
+from test_drawing import BLOCKS, COUNTS, HOSTILE, LAYOUTS, MIXED, SPECIAL, STRIDED, TRACKS
+from test_drawing_bound import CASES, SPEC, everything
 
-from soaview import Blocks, Column, Layout, Scalar, Spec
+from soaview import Blocks, Column, Layout, Scalar, Spec, bind
 
 # In a page: what is wrong with its drawings, and where to look for colours.
 EYES = r"""
@@ -196,7 +197,13 @@ def drawings():
         BLOCKS.to_svg(COUNTS, {"tracks": Spec(x=["pt", "eta"], y=["eta", "pt"])}),
         Blocks({f"block {i}": pair for i in range(99)})._repr_html_(),
     ]  # fmt: skip
-    return {"drawings": found, "notebooks": notebooks}
+    bound = [make().to_svg() for make in CASES.values()]
+    tensors = [bind(everything(rows), rows=rows).to_svg(SPEC) for rows in (0, 33)]
+    strange = Spec({"<b>质量</b>" * 9: [*HOSTILE], "\ud800": [*HOSTILE][::-1]})
+    tensors += [CASES[name]().to_svg(strange) for name in ("hostile", "hostile records")]
+    tensors += [CASES[name]()._repr_html_() for name in ("records", "hostile", "forty")]
+    parts = {f"bound_{i}": bound[i : i + 8] for i in range(0, len(bound), 8)}
+    return {"drawings": found, "notebooks": notebooks, "tensors": tensors, **parts}
 
 
 def check_wrong(chromium):

@@ -43,6 +43,7 @@ class MemoryPointer:
 
 class ndarray:  # noqa: N801 - CuPy's name
     kind = 2
+    base = None  # the array that this is a view of
 
     def __init__(self, shape, dtype, memptr, strides=None):
         self.shape, self.dtype, self.data = tuple(shape), np.dtype(dtype), memptr

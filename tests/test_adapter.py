@@ -21,20 +21,18 @@ DOCUMENT = HERE.parent / "docs" / "adapters.md"
 EXAMPLE = HERE.parent / "examples" / "strict_adapter.py"
 
 NAMES = [
-    "EVENT_NAMES", "INT64_MAX", "ITEMSIZE", "MOST_OUTPUTS", "Allocations", "BatchSize", "Buffer",
-    "Described",
-    "DeviceBuffer", "Explain", "Gather", "HostBuffer", "Matches", "Memories", "Numbers", "Pair",
-    "Pairs", "Place", "Places", "Run", "Side", "Sides", "Strided", "Target", "Verdict", "Work",
-    "announce", "apart",
-    "array_lines", "as_tuple", "check_alike", "check_among_rows", "check_copy",
-    "check_dtype", "check_given",
-    "check_integers", "check_mask", "check_model", "check_offsets", "check_one_given",
-    "check_present", "check_same_scalar", "check_sides", "gather", "row_numbers",
-    "check_soa", "check_storage", "check_writable", "columns_of", "compiled", "copy_rows",
-    "event_for", "events_for", "exact_int", "host_array", "host_offsets", "in_order", "is_dense",
+    "Allocations", "BatchSize", "BoundFields", "Buffer", "Described", "DeviceBuffer",
+    "EVENT_NAMES", "Explain", "Gather", "HostBuffer", "INT64_MAX", "ITEMSIZE", "MOST_OUTPUTS",
+    "Matches", "Memories", "Numbers", "PLAIN", "Pair", "Pairs", "Place", "Places", "Run", "Side",
+    "Sides", "Strided", "Target", "Verdict", "Work", "announce", "apart", "array_lines",
+    "as_tuple", "check_alike", "check_among_rows", "check_copy", "check_dtype", "check_dtypes",
+    "check_given", "check_integers", "check_mask", "check_model", "check_offsets",
+    "check_one_given", "check_present", "check_same_scalar", "check_sides", "check_soa",
+    "check_storage", "check_writable", "columns_of", "compiled", "copy_rows", "event_for",
+    "events_for", "exact_int", "gather", "host_array", "host_offsets", "in_order", "is_dense",
     "keep", "match", "numpy_dtype", "overlaps", "pairs", "parts_of", "places", "resolve",
-    "results", "run_numbers", "runs", "soa_lines", "soas_of", "tensor_labels", "verdicts",
-    "views_or_gathers", "work", "writable_views",
+    "results", "row_numbers", "run_numbers", "runs", "soa_lines", "soas_of", "tensor_labels",
+    "verdicts", "views_or_gathers", "why_copied_in", "work", "writable_views",
 ]  # fmt: skip
 
 
@@ -131,7 +129,7 @@ def test_the_example_has_the_verbs_of_the_others(request):
     others = [name for name in ("torch", "jax") if name in request.config.chosen_adapters]
     for module in (StrictAdapter().adapter, *map(import_module, map("soaview_{}".format, others))):
         arrays = getattr(module, "tensors", None) or module.arrays
-        wanted = "soa, spec, *, copy=False, padded=False"
+        wanted = "soa, spec, *, copy=False, padded=False, dtype=None"
         assert without_types(arrays) == f"({wanted})", module
         assert re.fullmatch(r"\(soa, spec, (arrays|tensors)\)", without_types(module.write)), module
         wanted = r"\((fn|model), inputs, outputs, \*, batch_size=None[,)].*"
@@ -169,6 +167,19 @@ def test_gathers_are_columns():
     assert [part.offset for part in gather.parts] == [128, 0]
     assert isinstance(gather, adapter.Gather)
     assert "let copy=None of an adapter gather them" in gather.why()
+
+
+def test_the_example_has_dtypes():
+    """Where a floating one is named it gathers columns of several, and converts one alone."""
+    soa, arrays = LAYOUT.allocate(3), StrictAdapter().adapter.arrays
+    soa["x"][:], soa[Value("n")][...] = 1.5, 2
+    for copy in (None, True):
+        xn, n, x = arrays(soa, Spec(xn=["x", "n"], n="n", x="x"), copy=copy, dtype="float32")
+        assert np.from_dlpack(xn).tolist() == [[1.5, 2]] * 3
+        assert np.from_dlpack(n).tolist() == [2] * 3
+        assert np.shares_memory(np.from_dlpack(x), soa["x"]) is (copy is None)
+    with pytest.raises(BufferError, match="tensor 'n': it is of int32, and dtype= is float32"):
+        arrays(soa, Spec(n="n"), dtype="float32")
 
 
 def targets(soa, spec):

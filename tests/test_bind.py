@@ -11,11 +11,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from bound import bound_columns, values_of
+from bound import Shown, bound_columns, values_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soaview import Column, Layout, Scalar, Spec, Value, _bind, bind, explain, views
+from soaview import Layout, Spec, Value, _again, _extents, bind, explain, views
 
 N = 5
 
@@ -229,56 +229,6 @@ def test_the_same_columns_have_the_same_plans():
     assert one.layout != other.layout
 
 
-# On a device
-
-
-class OnDevice:
-    """What has the CUDA array interface, and no memory that anybody reads here."""
-
-    def __init__(self, shape, dtype="f4", strides=None, address=1 << 40):
-        self.shape, self.dtype = shape, np.dtype(dtype)
-        self.__cuda_array_interface__ = {
-            "shape": shape,
-            "typestr": self.dtype.str,
-            "data": (address, False),
-            "version": 3,
-            "strides": strides,
-        }
-
-
-def test_columns_of_a_device():
-    """Contiguous arrays, pointers and other SoAs; NumPy does not read them."""
-    layout = Layout([Column("x", "f4"), Column("v", "f4", (3,)), Scalar("n", "i4")])
-    soa = layout.from_pointer(1 << 44, N, device="cuda:0", owner=object())
-    pointer = (1 << 42, "float64", (2, 2))
-    both = bind(
-        {"a": OnDevice((N, 2)), "x": views(soa, Spec(x="x"))[0], "q": pointer},
-        rows=N,
-        device="cuda:0",
-        owner=object(),
-    )
-    assert (both.device, len(both.buffer.pieces)) == ("cuda:0", 3)
-    a, x, q = views(both, Spec(a="a", x="x", q="q"))
-    assert (a.strides, x.strides, q.strides) == ((2, 1), (1,), (4, 2, 1))
-    assert (a.address, x.address, q.address) == (1 << 40, 1 << 44, 1 << 42)
-    again = bind(soa)
-    assert [v.address for v in views(again, Spec(v="v", n=Value("n")))] == [
-        v.address for v in views(soa, Spec(v="v", n=Value("n")))
-    ]
-    for read in (lambda: both["a"], both.pack, lambda: np.asarray(a)):
-        with pytest.raises(BufferError, match="on cuda:0, which NumPy does not read"):
-            read()
-    with pytest.raises(ValueError, match=r"2 devices \(cpu, cuda:0\)"):
-        bind({"x": np.zeros(N), "a": OnDevice((N,))})
-    for wrong in ((2, 2), (N, 2, 2), ()):
-        with pytest.raises(ValueError, match="column 'a': on a device a column is"):
-            bind({"a": OnDevice(wrong)}, rows=2)
-    with pytest.raises((BufferError, ValueError), match="column 'a'"):
-        bind({"a": OnDevice((N, 2), strides=(4, 20))})
-    with pytest.raises(BufferError, match="column 'a'.*not contiguous"):
-        bind({"a": OnDevice((N,), strides=(8,))})
-
-
 def test_a_count_of_its_own():
     """A scalar of the columns says how many rows there are."""
     packed = np.zeros((), [("i", "i1"), ("n", "i4")])
@@ -331,9 +281,10 @@ def test_records_that_start_anywhere():
         assert bind(np.zeros(N, dtype)).layout.home("z").aligned
     memory = np.zeros(N * dtype.itemsize + 8, np.uint8)[8:].view(dtype)
     assert not bind(memory).layout.home("z").aligned
-    real = _bind.address_of
-    with mock.patch.object(_bind, "address_of", lambda array: real(array) + 8):
-        assert _bind._key_of(np.zeros(N, dtype)) is None
+    real = _extents.address_of
+    there = {"address_of": lambda array: real(array) + 8}
+    with mock.patch.multiple(_again, **there), mock.patch.multiple(_extents, **there):
+        assert not bind(np.zeros(N, dtype)).layout.home("z").aligned
 
 
 def test_columns_that_share_bytes():
@@ -343,16 +294,6 @@ def test_columns_that_share_bytes():
     with pytest.raises(ValueError, match="'x' and 'y' share bytes, and would be written twice"):
         soa[["x", "y"]] = np.ones((N, 2), "f4")
     assert not x.any()
-
-
-class Shown:
-    """Memory that is only pointed at: it vouches for itself, and for no more."""
-
-    def __init__(self, memory, first, count):
-        self.memory = memory
-        address = memory.ctypes.data + first
-        data = {"data": (address, False), "shape": (count,)}
-        self.__array_interface__ = {**data, "typestr": "<f4", "version": 3}
 
 
 def test_touching_is_not_one_allocation():

@@ -208,6 +208,10 @@ def test_torchs_own_memory():
     assert (block[:2] == 7).all()
     del block, ab
     assert soa["c"].tolist() == [15, 16, 17, 18, 19]
+    half = torch.arange(N, dtype=torch.bfloat16)
+    soa = bind({"h": half})
+    [h] = tensors(soa, Spec(h="h"))
+    assert (h.dtype, h.data_ptr()) == (half.dtype, half.data_ptr())
     for odd in (torch.arange(3) * 1j, torch.arange(3.0).to_sparse(), torch.zeros(3, device="meta")):
         with pytest.raises((BufferError, TypeError, ValueError), match="column 'x'"):
             bind({"x": odd.conj() if odd.is_complex() else odd})

@@ -100,7 +100,7 @@ def test_capsules_of_the_host():
         ({"code": 6, "bits": 32}, "holds bool32"),
         ({"bits": 16}, "holds uint16"),
         ({"ndim": 2, "shape": (32, 2)}, "columns of .* one after another"),
-        ({"shape": (2**63 - 1,), "code": 0, "bits": 64}, "int64, but"),
+        ({"shape": (2**63 - 1,), "code": 0, "bits": 64}, "no memory of 7378"),
         ({"ndim": 2, "shape": (2, 2**62), "strides": (2**62, 1)}, "table's shape|no memory"),
     ],
 )

@@ -51,6 +51,10 @@ def networks(example):
     return importlib.import_module("both").networks(example)
 
 
+def event(example, rows, batch_size):
+    return importlib.import_module("both").event(example, rows, batch_size)
+
+
 def given(example, rows):
     """The inputs' tensors."""
     inputs, _ = example.event(rows)
@@ -66,15 +70,15 @@ def check(example, model, rows=ROWS, **options):
         soaview_torch.forward(eager, inputs, (soa, spec))
         wanted = {name: soa[name].copy() for name in soa}
         for batch_size in (None, example.BATCH_SIZE):
-            soa.buffer.root[:] = 0
+            inputs, (soa, spec) = event(example, count, batch_size)
             soaview_torch.forward(model, inputs, (soa, spec), batch_size=batch_size, **options)
             for name, values in wanted.items():
                 np.testing.assert_allclose(soa[name], values, rtol=1e-5, atol=1e-6)
 
 
 def dynamic(tensors):
-    """The sizes that vary, for `torch.export`: rows."""
-    counts = {}
+    """The sizes that vary, for `torch.export`: rows, where there is more than one."""
+    counts = {1: None}
     for tensor in tensors:
         counts.setdefault(len(tensor), torch.export.Dim(f"rows{len(counts)}", min=2))
     return tuple({0: counts[len(t)]} for t in tensors)
@@ -141,7 +145,7 @@ def compare(example, model, package, rows, **options):
         soaview_torch.forward(model, inputs, (soa, spec))
         wanted = soa["reco_pt"].copy()
         for batch_size in (None, example.BATCH_SIZE):
-            soa.buffer.root[:] = 0
+            inputs, (soa, spec) = event(example, count, batch_size)
             soaview_torch.forward(package, inputs, (soa, spec), batch_size=batch_size, **options)
             np.testing.assert_allclose(soa["reco_pt"], wanted, rtol=1e-5, atol=1e-6)
 
@@ -214,6 +218,71 @@ def test_autocast_and_bfloat16(simple_net):
         lower[name][:] = soa[name]
     soaview_torch.forward(low, (lower, inputs), (half, Spec(y=["y"])))
     np.testing.assert_allclose(half["y"].astype("f4"), wanted, atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 33, 1024])
+def test_onnx_binding(simple_net, rows):
+    """ONNX Runtime reads the columns where they lie, and writes the column of results."""
+    recipe = importlib.import_module("onnx_binding")
+    _, session = recipe.sessions(recipe.simple_net_layers())
+    (soa, spec), (out, to) = simple_net.event(rows)
+    binding = recipe.bind(session, (soa, spec), (out, to))
+    for _ in range(2):  # what is written into the SoA is seen
+        session.run_with_iobinding(binding)
+        made = out["reco_pt"].copy()
+        out.buffer.root[:] = 0
+        soaview_torch.forward(networks(simple_net)[0], (soa, spec), (out, to))
+        np.testing.assert_allclose(made, out["reco_pt"], rtol=1e-5, atol=1e-6)
+        soa["eta"][:] += 1
+    [there] = binding.get_outputs()
+    assert there.data_ptr() == out["reco_pt"].ctypes.data
+
+
+@pytest.mark.slow
+def test_what_onnx_cannot_bind(simple_net):
+    """Columns that are no neighbours, and results in read-only memory, are refused by name."""
+    recipe = importlib.import_module("onnx_binding")
+    _, session = recipe.sessions(recipe.simple_net_layers())
+    (soa, spec), (out, to) = simple_net.event(33)
+    names = "pt", "a", "eta", "b", "phi"
+    apart = Layout([Column(name, "float32") for name in names]).allocate(33)
+    const = out.layout.wrap(bytes(out.buffer.root), 33)
+    for inputs, outputs, match in (
+        ((apart, spec), (out, to), "'features' is not dense .*neighbouring columns"),
+        ((soa, spec), (apart, Spec(reco_pt=["a", "b"])), "'reco_pt' is not dense"),
+        ((soa, spec), (const, to), "'reco_pt': its memory is read-only"),
+    ):
+        with pytest.raises(BufferError, match=match):
+            recipe.bind(session, inputs, outputs)
+
+
+@pytest.mark.slow
+def test_columns_first(simple_net):
+    """The surgery is right for every node that reads the input, and for other inputs none."""
+    recipe = importlib.import_module("onnx_binding")
+    helper, kind = recipe.helper, recipe.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["twice"]),
+        helper.make_node("Sub", ["twice", "other"], ["less"]),
+        helper.make_node("Mul", ["less", "x"], ["y"]),
+    ]
+    given = [helper.make_tensor_value_info(name, kind, ["rows", 2]) for name in ("x", "other")]
+    result = helper.make_tensor_value_info("y", kind, ["rows", 2])
+    graph = helper.make_graph(nodes, "model", given, [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    changed = recipe.columns_first(model, "x").SerializeToString()
+    session = recipe.onnxruntime.InferenceSession(changed, providers=["CPUExecutionProvider"])
+    x, other = np.arange(6, dtype="f4").reshape(3, 2), np.ones((3, 2), "f4")
+    [y] = session.run(None, {"x": x.T.copy(), "other": other})
+    np.testing.assert_array_equal(y, (2 * x - 1) * x)
+
+
+@pytest.mark.slow
+def test_the_onnx_example_runs(simple_net, capsys):
+    """It says how far it is from the graph on a copy."""
+    importlib.import_module("onnx_binding").main()
+    assert capsys.readouterr().out.count("rows: off by") == 4
 
 
 @pytest.mark.slow_but_every(5)

@@ -90,7 +90,9 @@ def happens(adapter, soa, spec, said, kind):
 
 def start(soa, spec):
     [tensor] = views_or_gathers(soa, spec)
-    return tensor.parts[0].address if isinstance(tensor, Gather) else tensor.address
+    if isinstance(tensor, Gather):
+        return tensor.parts[0].address if tensor.aligned else soa[tensor.columns[0]].ctypes.data
+    return tensor.address
 
 
 def goes_in(soa, spec, said):

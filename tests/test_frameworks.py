@@ -43,7 +43,7 @@ def test_same_verbs_same_signatures():
         one, other = (inspect.signature(f).parameters.values() for f in (ours, theirs))
         assert [(p.kind, p.default) for p in one] == [(p.kind, p.default) for p in other]
     one, other = (inspect.signature(f).parameters for f in pairs[0])
-    assert list(one) == list(other) == ["soa", "spec", "copy", "padded"]
+    assert list(one) == list(other) == ["soa", "spec", "copy", "padded", "dtype"]
 
 
 def test_one_writes_and_the_other_reads():

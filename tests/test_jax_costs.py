@@ -47,7 +47,7 @@ def test_copies_are_finished(nbytes, start):
 def test_copies_that_nobody_made_are_torn(monkeypatch):
     """JAX's own way to copy is an alias or unfinished: with it, the test above would fail."""
 
-    def copies(soa, spec, padded, found):
+    def copies(soa, spec, padded, found, dtypes):
         return [jax.device_put(view.numpy()) for view in found]
 
     monkeypatch.setattr(soaview_jax._arrays, "_copies", copies)

@@ -28,7 +28,8 @@ def test_the_table():
     part = soa[30:32]._repr_html_()
     assert "SoA: 2 rows (30:32 of 33, which are drawn), 8064 bytes on cpu" in part
     assert table(part)[1][-1] == "10, 10.33"
-    assert TRACKS.to_svg(33) in part
+    assert soa.to_svg() == TRACKS.to_svg(33) in soa._repr_html_()
+    assert soa[30:32].to_svg() in part
     assert table(soa[5:5]._repr_html_())[1][-1] is None
     assert table(TRACKS.allocate(0)._repr_html_())[7][-1] == "0"
     frozen = np.zeros(TRACKS.nbytes(3) + 16, np.uint8)[: TRACKS.nbytes(3)]

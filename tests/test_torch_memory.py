@@ -317,7 +317,7 @@ class Far:
 
     def soa(self, layout, rows):
         """As `wrap` makes it of memory that is on a device."""
-        said = of_capsule(capsule_of(self), (1, 0), layout._asked(rows))
+        said, _ = of_capsule(capsule_of(self), (1, 0))
         buffer = DeviceBuffer(said._replace(source=self, owner=self), layout.nbytes(rows), 4)
         return SoA(layout, buffer, rows, 0, rows)
 

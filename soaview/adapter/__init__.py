@@ -8,12 +8,13 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 | a spec's tensors over an SoA | `resolve`, `views_or_gathers`, `Gather`, `Strided`, `Numbers` |
 | the same as text, for event loops | `places`, `Places`, `Place`, `compiled`, `as_tuple` |
 | the memory, and what it is asked | `Buffer`, `HostBuffer`, `DeviceBuffer`, `host_array` |
-| what is a view, and why not | `announce`, `verdicts`, `Verdict`, `Explain` |
+| what is a view, and why not | `announce`, `verdicts`, `Verdict`, `Explain`, `why_copied_in` |
 | arguments | `check_soa`, `check_copy`, `exact_int` |
 | writing | `writable_views`, `Target`, `Matches`, `match`, `Described`, `parts_of`, `overlaps` |
 | the same | `check_writable`, where memory may have become read-only since |
 | columns in place of others | `check_given`, `tensor_labels` |
-| models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model`, `check_dtype` |
+| models, from SoA to SoA | `pairs`, `work`, `Work`, `results`, `check_model` |
+| other dtypes, where they are named | `check_dtype`, `check_dtypes` |
 | the same, event after event | `event_for`, `events_for`, `check_sides`, `soas_of`, ... |
 | rows by events | `check_one_given`, `host_offsets`, `check_integers`, ... |
 | chosen rows, and SoAs one after another | `row_numbers`, `gather`, `check_alike`, ... |
@@ -23,13 +24,14 @@ has done all arithmetic and every check before: `docs/adapters.md` shows a compl
 """
 
 from .._bind import apart
-from .._bound import Allocations
+from .._bound import PLAIN, Allocations, BoundFields
 from .._buffer import Buffer, HostBuffer, host_array
 from .._compile import Place, Places, as_tuple, compiled, places
 from .._device import DeviceBuffer
 from .._dtypes import INT64_MAX, ITEMSIZE, exact_int, numpy_dtype
 from .._explain import Explain, Verdict, announce, verdicts
 from .._frameworks import check_storage
+from .._gather import Gather, views_or_gathers
 from .._reduce import copy_rows
 from .._rows import (
     check_alike,
@@ -43,14 +45,15 @@ from .._runs import Run, run_numbers, runs
 from .._soa import keep
 from .._spec import columns_of
 from .._strided import Numbers, Strided, is_dense
-from .._views import Gather, check_copy, check_soa, resolve, views_or_gathers
+from .._views import check_copy, check_soa, resolve
+from .._why import why_copied_in
 from .._write import check_given, check_writable, tensor_labels
+from ._dtypes import check_dtype, check_dtypes
 from ._forward import (
     BatchSize,
     Pair,
     Pairs,
     Work,
-    check_dtype,
     check_model,
     pairs,
     results,
@@ -78,8 +81,10 @@ __all__ = [
     "INT64_MAX",
     "ITEMSIZE",
     "MOST_OUTPUTS",
+    "PLAIN",
     "Allocations",
     "BatchSize",
+    "BoundFields",
     "Buffer",
     "Described",
     "DeviceBuffer",
@@ -108,6 +113,7 @@ __all__ = [
     "check_among_rows",
     "check_copy",
     "check_dtype",
+    "check_dtypes",
     "check_given",
     "check_integers",
     "check_mask",
@@ -148,6 +154,7 @@ __all__ = [
     "tensor_labels",
     "verdicts",
     "views_or_gathers",
+    "why_copied_in",
     "work",
     "writable_views",
 ]

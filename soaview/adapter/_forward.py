@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from .._blocks import SoABlocks
 from .._dtypes import exact_int
-from .._fields import Column
+from .._gather import views_or_gathers
 from .._soa import SoA
 from .._spec import Spec, Value, columns_of, repeated
-from .._views import spec_hint, views_or_gathers
+from .._views import spec_hint
 from .._write import are_bound_apart, check_columns, check_writable
 
 Pair = tuple[SoA, Spec]
@@ -358,34 +358,6 @@ def _check_written_once(outputs: list[Pair]) -> None:
                 f"outputs: the same memory would be written twice, as columns of pairs "
                 f"{one[0]}: {one[1]!r} and {other[0]}: {other[1]!r}; name every column once"
             )
-
-
-_FLOATING = ("float16", "bfloat16", "float32", "float64")
-
-
-def check_dtype(dtype: Any) -> str | None:
-    """What `forward` converts floating numbers to, by soaview's name of it; None if it does not.
-
-    Args:
-        dtype: a name, or what a framework or NumPy has for it.
-
-    Raises:
-        ValueError: no floating dtype.
-
-    >>> check_dtype("float16"), check_dtype(None)
-    ('float16', None)
-    """
-    if dtype is None:
-        return None
-    try:
-        column = Column("dtype", dtype)
-    except ValueError:
-        column = None
-    if column is None or column.shape or column.dtype not in _FLOATING:
-        raise ValueError(
-            f"dtype= must be a floating dtype ({', '.join(_FLOATING)}), got {dtype!r:.60}"
-        )
-    return column.dtype
 
 
 def check_model(model: object) -> None:

@@ -16,10 +16,11 @@ from .._buffer import HostBuffer
 from .._compile import Places
 from .._dtypes import INT64_MAX
 from .._fields import difference
+from .._gather import views_or_gathers
 from .._layout import Layout
 from .._soa import SoA
 from .._spec import Spec
-from .._views import spec_hint, views_or_gathers
+from .._views import spec_hint
 from ._forward import Pair, Pairs, results
 from ._targets import writable_views
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from .._gather import Gather, views_or_gathers
 from .._soa import SoA
 from .._spec import Spec
-from .._views import Gather, View, views_or_gathers
+from .._views import View
 from .._write import (
     are_bound_apart,
     check_columns,
