@@ -1,4 +1,4 @@
-"""The command line: `python -m soaview demo`, `describe`, `layout` and `selftest`.
+"""The command line: `python -m soaview demo`, `describe`, `header`, `layout` and `selftest`.
 
 It and the room of the last stand above the adapters: they import whichever frameworks there are.
 """
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Column, Layout, Scalar, SoA, Spec, Value, views
+from . import Blocks, Column, Layout, Scalar, SoA, Spec, Value, views
 from ._cpp import MAX_TEXT
 from ._fields import no_such
-from ._json import MAX_BYTES
+from ._json import MAX_BYTES, parse_json
 from ._selftest import selftest, version_of
 
 
@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
             f"--{what}", type=kind, nargs="+", default=(), metavar="NAME=VALUE", help=text
         )
     read.add_argument("--json", action="store_true", help="print layout.to_json() instead")
+    write = commands.add_parser("header", help="print a layout as a C++ header")
+    write.add_argument("layout", type=Path, help="a file that holds to_json() of layout or blocks")
+    write.add_argument("--name", required=True, help="of the struct")
     run = commands.add_parser("demo", help="tensors of both frameworks over one buffer")
     run.add_argument("--rows", type=int, default=100_000, help="of the made-up events")
     run.add_argument("--root", type=Path, help="read the columns from this ROOT file instead")
@@ -63,10 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "selftest":
             return int(selftest(options.device) > 0)
         if options.command == "describe":
-            layout = read_layout(options.layout)
+            layout = read_json(options.layout, Layout.from_dict)
             print(layout.describe(options.rows))
             if options.svg:
                 options.svg.write_text(layout.to_svg(options.rows), encoding="utf-8")
+        elif options.command == "header":
+            print(read_json(options.layout, told).to_cpp(options.name), end="")
         elif options.command == "layout":
             types, constants = dict(options.types), dict(options.constants)
             layout = read_header(options.header, options.name, types, constants)
@@ -85,14 +90,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def read_layout(path: Path) -> Layout:
-    """The layout in a JSON file."""
+def read_json(path: Path, made: Callable[[Any], Any]) -> Any:
+    """What is made of the JSON in a file."""
     with path.open("rb") as file:
         text = file.read(MAX_BYTES + 1)
     try:
-        return Layout.from_json(text)
+        return made(parse_json(text, MAX_BYTES))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def told(description: Any) -> Layout | Blocks:
+    """The layout, or the blocks, that are described."""
+    blocks = isinstance(description, dict) and "blocks" in description
+    return (Blocks if blocks else Layout).from_dict(description)
 
 
 def _assignment(text: str) -> tuple[str, str]:

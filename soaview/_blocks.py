@@ -203,8 +203,10 @@ class Blocks(Mapping[str, Any], Described):
         Blocks({'hits': Layout([Column('x', 'float32')])})
         """
         from ._cpp import Header
+        from ._to_cpp import told_in
 
-        return Header(text, types, constants).blocks(name, alignment)
+        told: Blocks | None = told_in(text, name, cls)
+        return told or Header(text, types, constants).blocks(name, alignment)
 
     def allocate(self, rows: Mapping[str, Any]) -> SoABlocks:
         """Zeroed SoAs in one buffer, aligned in memory.

@@ -166,6 +166,29 @@ class Described(ABC):
         """
         return json.dumps(self.to_dict())
 
+    def to_cpp(self, name: str) -> str:
+        """A C++17 header of that name: offsets from row counts, and accessors over memory.
+
+        It includes the standard library alone, and is for CUDA's and HIP's device code, too.
+        `Layout.from_cpp` and `Blocks.from_cpp` read the layout back from it.
+
+        Args:
+            name: of the struct.
+
+        Raises:
+            ValueError: a name that C++ does not take, or the header has for something else.
+
+        >>> from soaview import Column, Layout
+        >>> header = Layout([Column("pt", "float32")]).to_cpp("Tracks")
+        >>> "float>& pt(std::size_t row) const {" in header
+        True
+        >>> Layout.from_cpp(header)
+        Layout([Column('pt', 'float32')])
+        """
+        from ._to_cpp import to_cpp
+
+        return to_cpp(self, name)
+
     @classmethod
     def from_json(cls, text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Self:
         """What `to_json` wrote; made for files that one does not trust.

@@ -251,7 +251,7 @@ class Layout(Fields, Described):
             name: which of several layouts, with or without its scopes.
             types: dtypes of types from elsewhere, as the text spells them: `{"Id": "uint32"}`.
             constants: integers from elsewhere, likewise: `{"kN": 71}`.
-            alignment: bytes; the C++ class's own, a parameter of it, which the text need not say.
+            alignment: bytes; the C++ class's parameter, which `to_cpp`'s headers say themselves.
 
         Raises:
             ValueError: with the line and the field: what is unknown, or no field of soaview's.
@@ -261,8 +261,10 @@ class Layout(Fields, Described):
         Layout([Column('x', 'float32'), Scalar('n', 'int32')])
         """
         from ._cpp import Header
+        from ._to_cpp import told_in
 
-        return cls(Header(text, types, constants).fields(name), alignment=alignment)
+        told: Layout | None = told_in(text, name, cls)
+        return told or cls(Header(text, types, constants).fields(name), alignment=alignment)
 
     def allocate(self, rows: int) -> SoA:
         """A zeroed SoA of `rows` rows, its columns aligned in memory.
