@@ -1,6 +1,7 @@
 """From columns to one tensor, against what people use: `python benchmarks/peers.py`.
 
-Eight float32 columns in each container become one (N, 8) tensor of torch and one JAX array. All
+Eight float32 columns in each container become one (N, 8) tensor of torch and one JAX array, by the
+container's own ways, and by `bind` with `copy=None`, which gathers what is no one tensor there. All
 ways run interleaved, round by round, in one process; times are medians, each of as many calls in a
 row as last ten milliseconds. `shared` says that the result lies in the container's own memory, by
 address; peak is what the process's peak memory (VmHWM) rises by in one call. It says what it is at,
@@ -32,13 +33,13 @@ from numpy.lib.recfunctions import structured_to_unstructured
 
 import soaview_jax
 import soaview_torch
-from soaview import Column, Layout, SoA, Spec, views
+from soaview import Column, Layout, SoA, Spec, bind, views
 
 NAMES = [f"x{n}" for n in range(8)]
 LAYOUT = Layout([Column(name, "float32") for name in NAMES])
 SPEC = Spec(x=NAMES)
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("pandas", "polars", "pyarrow", "tensordict", "awkward")
+LIBRARIES = ("pandas", "polars", "pyarrow", "tensordict", "awkward", "xarray")
 Ways = dict[str, tuple[Callable[[], Any], np.ndarray]]
 """By name: what makes the tensor, and the memory of the container's first column."""
 
@@ -55,59 +56,81 @@ def by_numpy(arrays: dict[str, Any]) -> Callable[[], np.ndarray]:
     return lambda: np.stack([arrays[name] for name in NAMES], axis=1)
 
 
-def containers(rows: int) -> Iterator[tuple[str, Callable[[], Any], np.ndarray]]:
-    """Each peer's own way to one (N, 8) array: of NumPy, or of torch where it has that."""
+def containers(
+    rows: int,
+) -> Iterator[tuple[str, Callable[[], SoA], dict[str, Callable[[], Any]], np.ndarray]]:
+    """What people keep columns in: bound, and its own ways to one (N, 8) array.
+
+    That is one of NumPy, or of torch where the container has that. The last is its first column.
+    """
     columns = columns_of(rows)
     tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
-    yield "NumPy arrays, np.stack", by_numpy(columns), columns["x0"]
     yield (
-        "torch tensors, torch.stack",
-        lambda: torch.stack([tensors[name] for name in NAMES], dim=1),
+        "NumPy arrays",
+        lambda: bind(columns),
+        {"np.stack": by_numpy(columns)},
+        columns["x0"],
+    )
+    yield (
+        "torch tensors",
+        lambda: bind(tensors),
+        {"torch.stack": lambda: torch.stack([tensors[name] for name in NAMES], dim=1)},
         columns["x0"],
     )
     rowwise = np.zeros(rows, [(name, np.float32) for name in NAMES])
     for name in NAMES:
         rowwise[name] = columns[name]
-    yield "NumPy structured array", lambda: structured_to_unstructured(rowwise), rowwise["x0"]
+    yield (
+        "NumPy structured array",
+        lambda: bind(rowwise),
+        {"to unstructured": lambda: structured_to_unstructured(rowwise)},
+        rowwise["x0"],
+    )
     if there("pandas"):
         import pandas
 
         block = pandas.DataFrame(np.stack(list(columns.values()), axis=1), columns=NAMES)
-        yield "pandas, one block", block.to_numpy, block["x0"].to_numpy()
         apart = pandas.DataFrame(columns, copy=False)
-        yield "pandas, column by column", apart.to_numpy, apart["x0"].to_numpy()
+        for name, frame in (("one block", block), ("column by column", apart)):
+            # pandas hands out read-only arrays, and its users ignore torch's warning of them.
+            yield (
+                f"pandas, {name}",
+                lambda frame=frame: bind(frame, readonly=False),
+                {"to_numpy": frame.to_numpy},
+                frame["x0"].to_numpy(),
+            )
     if there("polars"):
         import polars
 
         frame = polars.DataFrame(columns)
-        yield "polars, to_torch / to_jax", frame.to_torch, frame["x0"].to_numpy(allow_copy=False)
+        yield (
+            "polars",
+            lambda frame=frame: bind(frame),
+            {"to_torch / to_jax": frame.to_torch},
+            frame["x0"].to_numpy(allow_copy=False),
+        )
     if there("pyarrow"):
         import pyarrow
 
         batch = pyarrow.RecordBatch.from_arrays(list(map(pyarrow.array, columns.values())), NAMES)
-        yield (
-            "pyarrow, to_tensor",
-            lambda: batch.to_tensor().to_numpy(),
-            batch.column(0).to_numpy(),
-        )
         file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - lives as long as the way does
         with pyarrow.ipc.new_file(file.name, batch.schema) as writer:
             writer.write(batch)
         reader = pyarrow.ipc.open_file(pyarrow.memory_map(file.name))
-        yield (
-            "pyarrow, mapped IPC file",
-            lambda file=file: reader.get_batch(0).to_tensor().to_numpy(),
-            reader.get_batch(0).column(0).to_numpy(),
-        )
+        for name, read in (
+            ("pyarrow", lambda: batch),
+            ("pyarrow, mapped IPC file", lambda file=file: reader.get_batch(0)),
+        ):
+            yield (
+                name,
+                lambda read=read: bind(read()),
+                {"to_tensor": lambda read=read: read().to_tensor().to_numpy()},
+                read().column(0).to_numpy(),
+            )
     if there("tensordict"):
         from tensordict import TensorDict
 
         keyed = TensorDict(tensors, batch_size=[rows])
-        yield (
-            "tensordict, torch.stack",
-            lambda: torch.stack([keyed[name] for name in NAMES], dim=1),
-            columns["x0"],
-        )
 
         def consolidated() -> torch.Tensor:
             whole = keyed.consolidate()
@@ -115,15 +138,38 @@ def containers(rows: int) -> Iterator[tuple[str, Callable[[], Any], np.ndarray]]
             step = (second.data_ptr() - first.data_ptr()) // 4
             return torch.as_strided(first, (rows, 8), (1, step))
 
-        yield "tensordict, consolidate", consolidated, columns["x0"]
+        yield (
+            "tensordict",
+            lambda: bind(keyed),
+            {
+                "torch.stack": lambda: torch.stack([keyed[name] for name in NAMES], dim=1),
+                "consolidate": consolidated,
+            },
+            columns["x0"],
+        )
     if there("awkward"):
         import awkward
 
         records = awkward.zip(columns)
         yield (
-            "awkward, np.stack of fields",
-            lambda: np.stack([records[name].to_numpy() for name in NAMES], axis=1),
+            "awkward",
+            lambda: bind(records),
+            {
+                "np.stack of fields": lambda: np.stack(
+                    [records[name].to_numpy() for name in NAMES], axis=1
+                )
+            },
             records["x0"].to_numpy(),
+        )
+    if there("xarray"):
+        import xarray
+
+        dataset = xarray.Dataset({name: ("row", column) for name, column in columns.items()})
+        yield (
+            "xarray",
+            lambda: bind(dataset),
+            {"to_dataarray": lambda: dataset.to_dataarray().to_numpy().T},
+            columns["x0"],
         )
 
 
@@ -157,11 +203,17 @@ def ways_to(framework: str, rows: int) -> Ways:
         found["from_dlpack by hand"] = lambda: jax.dlpack.from_dlpack(padded), memory
     convert = to_torch if framework == "torch" else to_jax
     found["the SoA's columns, np.stack"] = lambda: convert(by_numpy(own)()), memory
-    for name, make, source in containers(rows):
-        if "polars" in name and framework == "jax":
-            found[name] = make.__self__.to_jax, source
-        else:
-            found[name] = lambda make=make: convert(make()), source
+    arrays_of = soaview_torch.tensors if framework == "torch" else soaview_jax.arrays
+    for kept, bound, ways, source in containers(rows):
+        found[f"{kept}, bind"] = (
+            lambda bound=bound: arrays_of(bound(), SPEC, copy=None)[0],
+            source,
+        )
+        for how, make in ways.items():
+            if kept == "polars" and framework == "jax":
+                found[f"{kept}, {how}"] = make.__self__.to_jax, source
+            else:
+                found[f"{kept}, {how}"] = lambda make=make: convert(make()), source
     return found
 
 
@@ -226,7 +278,10 @@ def summary(lines: list[dict[str, Any]]) -> str:
         for rows in sorted({line["rows"] for line in lines}):
             mine = [x for x in lines if x["by"] == framework and x["rows"] == rows]
             ours, limit = mine[0], mine[1]
-            best = min((x for x in mine if not x["shared"]), key=lambda x: x["seconds"])
+            best = min(
+                (x for x in mine if not x["shared"] and not x["way"].endswith(", bind")),
+                key=lambda x: x["seconds"],
+            )
             out.append(
                 f"{framework}, {rows} rows: soaview / {limit['way']} "
                 f"{ours['seconds'] / limit['seconds']:.2f}; the fastest that copies, "

@@ -42,10 +42,11 @@ def bind(
     Args:
         data: a mapping from name to column, or what has named columns: a structured array, of NumPy
             or `ctypes`, one `ctypes` structure of arrays or pointers, an SoA, a frame of pandas or
-            polars, an Arrow table or record batch. A column is an array `(N,)`, `(N, d)` or
-            `(N, r, c)`, of NumPy or of what has the DLPack or an array interface, all on one
-            device; one of no axes, or a number, is a scalar. `(address, dtype)` or
-            `(address, dtype, shape)` is a pointer to contiguous rows, of elements of that shape.
+            polars, an Arrow table or record batch, records of awkward, a dataset of xarray, a
+            `TensorDict`. A column is an array `(N,)`, `(N, d)` or `(N, r, c)`, of NumPy or of what
+            has the DLPack or an array interface, all on one device; one of no axes, or a number, is
+            a scalar. `(address, dtype)` or `(address, dtype, shape)` is a pointer to contiguous
+            rows, of elements of that shape.
         rows: how many; needed where pointers or scalars alone do not say it.
         device: where pointers lead, such as `"cuda:0"`; the host by default.
         owner: what owns the memory that pointers lead to, kept as long as the SoA and its views.
@@ -69,7 +70,7 @@ def bind(
     made = again(data) if rows is readonly is None else None
     if made is not None:
         return made
-    given = dict(named(data))
+    given = named(data)
     if not given:
         raise ValueError("there are no columns to bind")
     count = None if rows is None else check_rows(rows)

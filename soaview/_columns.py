@@ -11,6 +11,7 @@ import numpy as np
 
 from ._bound import Records, dense, dense_strides
 from ._buffer import Buffer
+from ._containers import PACK, of_frame, pairs_of, why_none, within
 from ._device import DeviceBuffer, located, lying_of, pointed
 from ._dtypes import ITEMSIZE, numpy_name
 from ._fields import Column, Scalar
@@ -22,8 +23,6 @@ from ._views import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_PACK = "layout.pack copies it"
 
 
 class Bound(NamedTuple):
@@ -59,12 +58,23 @@ def _field(per_row: bool, name: str, dtype: str, shape: tuple[int, ...]) -> Colu
 # What has columns
 
 
-def named(data: Any) -> Iterator[tuple[str, Any]]:
+def named(data: Any) -> dict[str, Any]:
     """The columns of what has some, by name.
 
     Raises:
         TypeError: what has none.
+        ValueError: two of one name.
     """
+    found: dict[str, Any] = {}
+    for name, column in _pairs(data):
+        if name in found:
+            raise ValueError(f"column {name!r:.80} stands twice; names must be unique")
+        found[name] = column
+    return found
+
+
+def _pairs(data: Any) -> Iterator[tuple[str, Any]]:
+    kind = type(data)  # of which a frame's columns are no attributes
     if isinstance(data, SoA):
         for field in data.layout.fields:
             entry = field.name if field.per_row else Value(field.name)
@@ -79,28 +89,21 @@ def named(data: Any) -> Iterator[tuple[str, Any]]:
         yield from _fields_of(_records(data), "")
     elif isinstance(data, ctypes.Structure):
         yield from _members_of(data)
+    elif (pairs := pairs_of(data)) is not None:
+        yield from pairs
     elif isinstance(data, Mapping):
         yield from data.items()
-    elif hasattr(data, "column_names") and hasattr(data, "columns"):  # Arrow's
-        yield from _unique(data.column_names, data.columns)
-    elif hasattr(data, "get_columns"):  # polars'
+    elif hasattr(kind, "column_names") and hasattr(kind, "columns"):  # Arrow's
+        yield from zip(data.column_names, data.columns, strict=True)
+    elif hasattr(kind, "get_columns"):  # polars'
         yield from ((series.name, series) for series in data.get_columns())
-    elif hasattr(data, "iloc") and hasattr(data, "columns"):  # pandas'
-        yield from _unique(data.columns, [data.iloc[:, i] for i in range(data.shape[1])])
+    elif hasattr(kind, "iloc") and hasattr(kind, "columns"):  # pandas'
+        yield from ((name, data.iloc[:, i]) for i, name in enumerate(data.columns))
     else:
         raise TypeError(
             f"bind takes a mapping from name to column, records, a frame or an SoA, got "
-            f"{type(data).__name__}"
+            f"{kind.__name__}{why_none(data)}"
         )
-
-
-def _unique(names: Any, columns: Any) -> Iterator[tuple[str, Any]]:
-    known = set()
-    for name, column in zip(names, columns, strict=True):
-        if name in known:
-            raise ValueError(f"column {name!r:.80} stands twice; names must be unique")
-        known.add(name)
-        yield name, column
 
 
 def _fields_of(records: NDArray[Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -147,19 +150,29 @@ def _offsets(dtype: np.dtype[Any], first: int) -> Iterator[Any]:
             yield None if kind.base.names is not None else first + at
 
 
-def _check_members(kind: Any) -> None:
+def _check_members(kind: Any, *, pointers: bool = False) -> None:
+    """Raise for members that are not numbers, nor, where that is allowed, lead to some."""
     for name, of, *bits in kind._fields_:
         if bits:
             raise TypeError(f"column {name!r:.80} is a bit field, which has no address")
+        if pointers and hasattr(of, "contents"):
+            of = of._type_
+        while issubclass(of, ctypes.Array):
+            of = of._type_
         if issubclass(of, ctypes.Union):
             raise TypeError(f"column {name!r:.80} is a union, which has no one type")
         if issubclass(of, ctypes.Structure):
             _check_members(of)
+        elif not isinstance(code := getattr(of, "_type_", None), str) or code in "PzZO":
+            raise TypeError(
+                f"column {name!r:.80} has pointers, which are no numbers; bind a mapping of what "
+                f"you want: what a pointer leads to is (address, dtype)"
+            )
 
 
 def _members_of(data: Any) -> Iterator[tuple[str, Any]]:
     """The members of one structure: arrays, numbers, and pointers."""
-    _check_members(type(data))
+    _check_members(type(data), pointers=True)
     for name, kind, *_ in type(data)._fields_:
         if hasattr(kind, "contents"):
             address = ctypes.cast(getattr(data, name), ctypes.c_void_p).value or 0
@@ -196,6 +209,7 @@ def column_of(name: str, value: Any, rows: int | None, device: str | None, owner
             return _of_view(name, value, value.ndim > 0)
         if isinstance(value, tuple):
             return _of_pointer(name, value, rows, device, owner)
+        value = within(value)
         array = _host_array(value)
         return _of_device(name, value) if array is None else _of_array(name, array)
     except (BufferError, TypeError, ValueError) as error:
@@ -266,7 +280,7 @@ def _host_array(value: Any) -> NDArray[Any] | None:
         return np.array(value)
     library = type(value).__module__.partition(".")[0]
     if library in ("pandas", "polars", "pyarrow"):
-        return _of_frame(value, library)
+        return of_frame(value, library)
     if hasattr(type(value), "__dlpack_device__"):
         try:
             kind, _ = value.__dlpack_device__()
@@ -279,7 +293,7 @@ def _host_array(value: Any) -> NDArray[Any] | None:
             found: NDArray[Any] = in_numpy(plain) if own else np.from_dlpack(plain)
         except Exception as error:  # theirs are of many kinds
             raise BufferError(
-                f"{type(value).__name__} gives no array over its memory ({error}); {_PACK}"
+                f"{type(value).__name__} gives no array over its memory ({error}); {PACK}"
             ) from error
         return found
     if hasattr(value, "__cuda_array_interface__"):
@@ -289,34 +303,13 @@ def _host_array(value: Any) -> NDArray[Any] | None:
     try:
         memoryview(value)
     except TypeError:
+        asked = hasattr(type(value), "__array__")  # which reads a file, or works it out
+        why = "np.asarray of it is a copy in memory" if asked else "lists have no memory to bind"
         raise TypeError(
-            f"got {type(value).__name__}, expected an array, a number, or (address, dtype); lists "
-            f"have no memory to bind: {_PACK}"
+            f"got {type(value).__name__}, expected an array, a number, or (address, dtype); {why}"
+            f"{'' if asked else f': {PACK}'}"
         ) from None
     return np.asarray(value)
-
-
-def _of_frame(value: Any, library: str) -> NDArray[Any]:
-    """A column of pandas, polars or Arrow, where its memory can be had as it is."""
-    if library == "pandas":
-        if not isinstance(value.dtype, np.dtype):
-            raise TypeError(f"pandas' {value.dtype} is more than plain memory; {_PACK}")
-        found: NDArray[Any] = value.to_numpy(copy=False)
-        return found
-    nulls = value.null_count() if callable(value.null_count) else value.null_count
-    if nulls:
-        raise ValueError(f"{nulls} nulls, and a column has a value in every row; fill or drop them")
-    chunks = value.n_chunks() if library == "polars" else getattr(value, "num_chunks", 1)
-    if chunks != 1:
-        how = "rechunk()" if library == "polars" else "combine_chunks()"
-        raise ValueError(f"it is in {chunks} chunks; {how} copies them into one, or {_PACK}")
-    try:
-        if library == "polars":
-            return np.asarray(value.to_numpy(allow_copy=False))
-        one = value.chunk(0) if hasattr(value, "num_chunks") else value
-        return np.asarray(one.to_numpy(zero_copy_only=True))
-    except Exception as error:  # theirs are of many kinds
-        raise TypeError(f"{library} gives no array over its memory ({error}); {_PACK}") from error
 
 
 def _of_array(name: str, array: NDArray[Any]) -> Bound:

@@ -225,3 +225,31 @@ def test_members_that_are_refused(kind):
     for data in (kind(), (kind * 3)()):
         with pytest.raises(TypeError, match="column '[au]' is a (bit field|union)"):
             bind(data)
+
+
+class Other(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_float), ("p", ctypes.POINTER(ctypes.c_float))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        (ctypes.POINTER(ctypes.c_float) * 2, None),
+        (ctypes.POINTER(ctypes.POINTER(ctypes.c_float)), None),
+        (ctypes.POINTER(Other), None),
+        (ctypes.POINTER(ctypes.c_float), 3),
+        (ctypes.c_void_p, None),
+        (ctypes.c_char_p, None),
+        (ctypes.CFUNCTYPE(None), None),
+        (ctypes.c_void_p * 2, 3),
+    ],
+)
+def test_pointers_are_no_numbers(kind, count):
+    """Those that a structure has in an array, or lead to other ones, to nothing that has a type."""
+
+    class Data(ctypes.Structure):
+        _fields_ = [("x", ctypes.c_float * 3), ("p", kind)]
+
+    data = (Data * count)() if count else Data()
+    with pytest.raises(TypeError, match=r"column 'p' has pointers, .* \(address, dtype\)"):
+        bind(data, rows=3, owner=data)

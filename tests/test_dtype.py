@@ -265,9 +265,15 @@ def test_bound_columns(data, dtype, draw):
 
 @pytest.mark.slow
 def test_bound_columns_inside_jit():
-    """Each is a leaf; the tensor is put together from them."""
+    """Each is a leaf, and records are one; the tensor is put together from them."""
     data = {"pt": np.arange(5) / 4, "charge": np.arange(5), "good": np.ones(5, bool)}
-    check(jitted(bind(data), Spec(x=list(data)), dtype="f4"), [by_numpy(data, [*data], "float32")])
+    records = np.zeros(5, [("pt", "f8"), ("good", "?"), ("charge", "i8")])
+    for name, column in data.items():
+        records[name] = column
+    wanted = [by_numpy(data, [*data], "float32")]
+    for bound in (bind(data), bind(records)):
+        check(jitted(bound, Spec(x=list(data)), dtype="f4"), wanted)
+        check(jaxs(bound, Spec(x=list(data)), copy=None, dtype="f4"), wanted)
 
 
 def test_a_device():

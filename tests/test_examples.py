@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -175,3 +176,16 @@ def test_an_example_trains(name, run_python):
     accuracy, guessing = map(float, re.search(r"accuracy (\S+), by guessing (\S+),", out).groups())
     assert last < first / 2
     assert accuracy > 0.95 > guessing + 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="the example's library is compiled by cc")
+def test_an_example_in_the_memory_of_a_library(run_python):
+    """C sums what torch and JAX have written: 5 i for each row i."""
+    out = run_python(EXAMPLES / "c_library.py").stdout
+    lines = [
+        f"{adapter}: {n} rows, C sums {5 * n * (n - 1) / 2:g}"
+        for n in (3, 0, 1000, 64)
+        for adapter in ("soaview_torch", "soaview_jax")
+    ]
+    assert out.splitlines() == lines

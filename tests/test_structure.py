@@ -57,6 +57,7 @@ LADDER = [
     "_cpp_names",
     "_cpp",
     "_explain",
+    "_containers",
     "_columns",
     "_extents",
     "_again",
