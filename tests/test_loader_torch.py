@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import gc
 import itertools
 import sys
 import threading
-from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import numpy as np
 import places
 import pytest
 import torch
 from bound import of_a_device
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 import soaview
 from soaview import Column, Layout, Scalar, Spec, Value, bind
@@ -326,30 +325,15 @@ def test_a_dataloader_of_rows():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("kind", ["shared", "own"])
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_workers(method, kind, monkeypatch):
-    """Workers give each row once; memory that is shared is not sent to them, but its name is."""
-    rows = 50
-    memory = SharedMemory(create=True, size=LAYOUT.nbytes(rows + 4))
-    try:
-        soa = LAYOUT.wrap(memory, rows + 4) if kind == "shared" else LAYOUT.allocate(rows + 4)
-        soa["x"][:] = np.arange(rows + 4)
-        part = soa[2 : rows + 2]
-        dataset = Rows(part, Spec(x="x"))
-        if kind == "shared" and method == "spawn":
-            monkeypatch.setattr(soaview.SoA, "__reduce_ex__", lambda *_: pytest.fail("was sent"))
-        sampler = BatchSampler(RandomSampler(dataset), 8, drop_last=False)
-        workers = {"num_workers": 1 + (method == "fork"), "multiprocessing_context": method}
-        found = DataLoader(dataset, sampler=sampler, batch_size=None, **workers)
-        seen = [x for [batch] in found for x in batch.tolist()]
-        assert sorted(seen) == list(range(2, rows + 2))
-        del soa, part, dataset, found, sampler
-        gc.collect()
-    finally:
-        memory.close()
-        memory.unlink()
+def test_workers(run_python):
+    """Workers give each row once; an SoA is sent only where they are spawned, if it has no name."""
+    out = run_python(Path(__file__).with_name("workers.py")).stdout
+    assert out.splitlines() == [
+        "shared fork True 0",
+        "shared spawn True 0",
+        "own fork True 0",
+        "own spawn True 1",
+    ]
 
 
 @pytest.mark.parametrize("make", [filled, on_a_device])
