@@ -9,7 +9,7 @@ import numpy as np
 
 from ._bound import Allocations, BoundFields, Home
 from ._buffer import Buffer, HostBuffer
-from ._columns import Bound, column_of, named
+from ._columns import Bound, column_of, contiguous, named
 from ._dtypes import ITEMSIZE, check_rows
 from ._fields import Column, Scalar, check_fields
 from ._frameworks import check_storage
@@ -93,7 +93,8 @@ def bind(
             )
     assert count is not None
     soa = _soa_of(found, count, readonly)
-    if key is not None:
+    # Of one row, NumPy takes an array for contiguous whatever step would lead to the next.
+    if key is not None and count > 1:
         layout: Any = soa.layout
         _remember(_OWNING, key, layout)
     return soa
@@ -174,9 +175,8 @@ def _extent(name: str, array: NDArray[Any]) -> _Extent:
     elif isinstance(owner, memoryview) and isinstance(owner.obj, np.ndarray):
         found = _extent(name, owner.obj)._replace(address=address)
     else:
-        found = _vouched(base, owner, array, address)
-    end = address + array.itemsize
-    end += sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
+        found = _vouched(name, base, owner, address)
+    _, end = _span(array)
     if array.size and not (found.first <= address and end <= found.end):
         raise BufferError(
             f"column {name!r:.80} reaches from byte {address - found.first} to "
@@ -186,21 +186,35 @@ def _extent(name: str, array: NDArray[Any]) -> _Extent:
     return found
 
 
-def _vouched(base: NDArray[Any], owner: Any, array: NDArray[Any], address: int) -> _Extent:
+def _vouched(name: str, base: NDArray[Any], owner: Any, address: int) -> _Extent:
     if hasattr(owner, "untyped_storage"):
-        check_storage(owner)
+        check_storage(owner, f"column {name!r:.80}")
         storage = owner.untyped_storage()
         first, nbytes = storage.data_ptr(), storage.nbytes()
         return _Extent(first, first + nbytes, address, base.flags.writeable, base)
-    exporter: Any = owner.obj if isinstance(owner, memoryview) else owner
+    held = isinstance(owner, memoryview)
+    exporter: Any = owner.obj if held else owner
     try:
         whole = np.frombuffer(exporter, np.uint8)
-    except (TypeError, ValueError, BufferError):  # no buffer, such as DLPack's capsule
-        last = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
-        end = address + last + array.itemsize if array.size else address
-        return _Extent(address, end, address, array.flags.writeable, base)
+    except (TypeError, ValueError, BufferError) as error:
+        if not (held or isinstance(error, TypeError)):
+            raise BufferError(
+                f"column {name!r:.80} is in memory of {type(owner).__name__}, which does not "
+                f"export it ({error}); bind it before it is closed"
+            ) from None
+        # No buffer, such as DLPack's capsule: it vouches for what it has handed out.
+        return _Extent(*_span(base), address, base.flags.writeable, base)
     first = address_of(whole)
     return _Extent(first, first + whole.size, address, whole.flags.writeable, whole)
+
+
+def _span(array: NDArray[Any]) -> tuple[int, int]:
+    """Addresses of the first byte, and of the end, of an array with strides of any sign."""
+    low = high = address_of(array)
+    for count, stride in zip(array.shape, array.strides, strict=True):
+        low += min((count - 1) * stride, 0)
+        high += max((count - 1) * stride, 0)
+    return (low, high + array.itemsize) if array.size else (low, low)
 
 
 def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
@@ -208,13 +222,19 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
     homes: dict[int, tuple[int, int]] = {}  # of each column the allocation, and bytes from there
     arrays = {i: c.memory for i, c in enumerate(columns) if isinstance(c.memory, np.ndarray)}
     extents = {i: _extent(columns[i].name, array) for i, array in arrays.items()}
-    for group in _groups(extents):
+    groups = _groups(extents)
+    for group in groups:
         first = min([extent.first for _, extent in group])
         end = max([extent.end for _, extent in group])
         starts = [extent.address for i, extent in group if arrays[i].size]
         up = -first % 16  # so that offsets are multiples of item sizes where addresses are
         if starts and first + up <= min(starts):
             first += up
+        # Where they are not, for somebody vouches from an odd address on, these lie by themselves.
+        odd = [(i, e._replace(first=e.address)) for i, e in group if _is_odd(arrays[i], first)]
+        if odd:
+            groups.append(odd)
+            group = [pair for pair in group if pair[0] not in dict(odd)]
         writable = all(extent.writable for _, extent in group)
         if readonly is None:
             writable = writable and all(arrays[i].flags.writeable for i, _ in group)
@@ -242,11 +262,22 @@ def _soa_of(columns: list[Bound], rows: int, readonly: bool | None) -> SoA:
     for i, column in enumerate(columns):
         number, offset = homes[i]
         size = ITEMSIZE[column.dtype]
-        whole = 0 in (rows, *column.shape)
-        aligned = whole or not any(n % size for n in (offset, bases[number], *column.strides))
-        places.append(Home(number, 0 if whole else offset, column.strides, aligned))
+        empty = column.rows == 0
+        # Nobody takes a step along an axis of length 1, within a row.
+        axes = zip(column.shape, column.strides[column.rows is not None :], strict=True)
+        inner = [stride if length > 1 else size for length, stride in axes]
+        strides = (*column.strides[: column.rows is not None], *inner)
+        if empty:  # of which NumPy has strides of 0, as of what is broadcast
+            strides = contiguous(column.field, 0)
+        aligned = empty or not any(n % size for n in (offset, bases[number], *strides))
+        places.append(Home(number, 0 if empty else offset, strides, aligned, empty))
     fields = _fields_at(tuple([column.field for column in columns]), tuple(places))
     return _of_fields(fields, Allocations(pieces, tuple(pieces)), rows)
+
+
+def _is_odd(array: NDArray[Any], first: int) -> bool:
+    """Whether its elements are on multiples of their size, and not counted from this address."""
+    return bool(array.size and not address_of(array) % array.itemsize and first % array.itemsize)
 
 
 def _of_fields(fields: Any, memory: Allocations, rows: int) -> SoA:
@@ -276,13 +307,12 @@ _KNOWN: dict[tuple[tuple[Column | Scalar, ...], tuple[Home, ...]], BoundFields] 
 
 def _groups(extents: Mapping[int, _Extent]) -> list[list[tuple[int, _Extent]]]:
     """Which of them overlap: touching is not overlapping, nor is even spacing."""
-    found = sorted(extents.items(), key=lambda pair: pair[1][:2])
-    groups: list[list[tuple[int, _Extent]]] = []
+    groups = [[pair] for pair in extents.items() if pair[1].first == pair[1].end]
+    some = [pair for pair in extents.items() if pair[1].first < pair[1].end]
     end = -1
-    for i, extent in found:
-        if extent.first >= end or extent.first == extent.end:
+    for i, extent in sorted(some, key=lambda pair: pair[1][:2]):
+        if extent.first >= end:
             groups.append([])
-            end = extent.end
         groups[-1].append((i, extent))
         end = max(end, extent.end)
     # In the columns' order, which is the same for the next event's, whatever its addresses are.

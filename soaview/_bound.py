@@ -29,12 +29,14 @@ class Home(NamedTuple):
         offset: of its first element, in bytes from the allocation's first.
         strides: in bytes: of the rows, where it is a column, and of the axes within one.
         aligned: whether the elements are on multiples of their size, as every framework wants.
+        empty: whether it is a column without rows, which lies nowhere.
     """
 
     allocation: int
     offset: int
     strides: tuple[int, ...]
     aligned: bool
+    empty: bool = False
 
 
 @final

@@ -13,11 +13,11 @@ from ._buffer import Buffer
 from ._device import buffer_of, located, pointed
 from ._dtypes import ITEMSIZE, dtype_name
 from ._fields import Column, Scalar
-from ._frameworks import check_storage, detached
+from ._frameworks import check_storage, detached, in_numpy
 from ._soa import SoA
 from ._spec import Spec, Value
 from ._typed import Asked
-from ._views import View, views
+from ._views import Gather, View, views_or_gathers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,8 +67,11 @@ def named(data: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(data, SoA):
         for field in data.layout.fields:
             entry = field.name if field.per_row else Value(field.name)
-            [view] = views(data, Spec({field.name: entry}))
-            yield field.name, _of_view(field.name, view, field.per_row)
+            [view] = views_or_gathers(data, Spec({field.name: entry}))
+            if isinstance(view, Gather):  # what is not aligned, NumPy alone has as it lies
+                yield field.name, data[entry]
+            else:
+                yield field.name, _of_view(field.name, view, field.per_row)
     elif isinstance(data, np.ndarray) and data.dtype.names is not None:
         yield from _fields_of(data, "")
     elif isinstance(data, ctypes.Array) and issubclass(data._type_, ctypes.Structure):
@@ -200,10 +203,10 @@ def _of_pointer(
     nbytes = rows * field.itemsize * field.components
     memory = located(given[0], device or "cpu", nbytes, None, False, None)
     buffer = pointed(memory, field.itemsize, owner, None)
-    return Bound(name, field.dtype, field.shape, rows, buffer, 0, _dense(field, rows))
+    return Bound(name, field.dtype, field.shape, rows, buffer, 0, contiguous(field, rows))
 
 
-def _dense(field: Column, rows: int) -> tuple[int, ...]:
+def contiguous(field: Column | Scalar, rows: int) -> tuple[int, ...]:
     """Strides in bytes of rows one after another, each with its components in C's order."""
     strides, step = [], field.itemsize
     for length in reversed((rows, *field.shape)):
@@ -225,7 +228,7 @@ def _of_device(name: str, value: Any) -> Bound:
     nbytes = shape[0] * field.itemsize * field.components
     table: Any = shape if shape[1:] else None
     buffer = buffer_of(value, nbytes, field.itemsize, Asked([field], table, None))
-    return Bound(name, field.dtype, field.shape, shape[0], buffer, 0, _dense(field, shape[0]))
+    return Bound(name, field.dtype, field.shape, shape[0], buffer, 0, contiguous(field, shape[0]))
 
 
 def _host_array(value: Any) -> NDArray[Any] | None:
@@ -248,7 +251,7 @@ def _host_array(value: Any) -> NDArray[Any] | None:
             plain = detached(value)
             # Torch's own says which storage it is of.
             own = hasattr(plain, "untyped_storage")
-            found: NDArray[Any] = plain.numpy() if own else np.from_dlpack(plain)
+            found: NDArray[Any] = in_numpy(plain) if own else np.from_dlpack(plain)
         except Exception as error:  # theirs are of many kinds
             raise BufferError(
                 f"{type(value).__name__} gives no array over its memory ({error}); {_PACK}"

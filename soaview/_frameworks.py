@@ -320,6 +320,14 @@ def check_plain(tensor: Any) -> None:
         (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
+def in_numpy(tensor: Any) -> Any:
+    """NumPy's array over a tensor of torch's; bfloat16 as `ml_dtypes` has it."""
+    torch = sys.modules["torch"]
+    if tensor.dtype is not torch.bfloat16:
+        return tensor.numpy()
+    return tensor.view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
+
+
 def detached(owner: Any) -> Any:
     """Of a torch tensor its twin, which `set_` and `resize_` of the tensor leave alone."""
     torch = sys.modules.get("torch")

@@ -6,7 +6,7 @@ from math import prod
 
 import jax
 
-from soaview import SoA, Spec, Value
+from soaview import SoA, Spec, Value, views
 from soaview.adapter import (
     ITEMSIZE,
     Allocations,
@@ -22,7 +22,7 @@ from soaview.adapter import (
 
 from ._arrays import arrays, check_width, is_slice_of_memory, located, obstacle
 from ._leaves import Leaves, name_of
-from ._pytree import leaves
+from ._pytree import in_rows
 from ._settings import NARROW, alignment_on, host_device, op_by_op, x64
 
 INSIDE = "JAX inside jit"
@@ -100,18 +100,19 @@ def _inside(soa: SoA, spec: Spec, name: str) -> Verdict:
 
 def _inside_bound(soa: SoA, spec: Spec, name: str) -> Verdict:
     """Of bound columns, whether each goes in as it is."""
-    try:
-        leaves(soa)
-    except BufferError as error:
-        return Verdict(name, INSIDE, "refused", 0, str(error))
-    nbytes, why = 0, ""
-    for column in columns_of(spec[name]) if soa.buffer.on_host else ():
-        array = soa[column if soa.layout[column].per_row else Value(column)]
-        past = array.ctypes.data % alignment_on(soa.device)
-        dense = array.flags.c_contiguous
+    nbytes, why, multiple = 0, "", alignment_on(soa.device)
+    for column in columns_of(spec[name]):
+        field = soa.layout[column]
+        entry = column if field.per_row else Value(column)
+        if soa.buffer.on_host:
+            array = soa[entry]
+            size, dense, past = array.size, array.flags.c_contiguous, array.ctypes.data % multiple
+        else:
+            [view] = views(soa, Spec({column: entry}))
+            size, dense, past = view.size, in_rows(view), view.address % multiple
         if past or not dense:
-            nbytes += array.nbytes
-            where = f"starts {past} bytes past a multiple of 64" if dense else "is strided"
+            nbytes += size * field.itemsize
+            where = f"starts {past} bytes past a multiple of {multiple}" if dense else "is strided"
             why = why or (
                 f"column {column!r} {where}, and XLA takes no such memory as it is: JAX copies it "
                 f"on the way in, in every call"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey
 
-from soaview import Blocks, Layout, SoA, SoABlocks, Spec, Value, View
+from soaview import Blocks, Layout, SoA, SoABlocks, Spec, Value, View, views
 from soaview.adapter import (
     ITEMSIZE,
     Allocations,
@@ -24,7 +24,6 @@ from soaview.adapter import (
     keep,
     numpy_dtype,
     runs,
-    views_or_gathers,
 )
 
 from ._leaves import Leaves, bits_of, name_of
@@ -107,20 +106,26 @@ def _flatten_bound(soa: SoA) -> tuple[tuple[Any, ...], Aux]:
 
 
 def _column_of_a_device(soa: SoA, field: Any) -> jax.Array:
-    """A matrix of rows and components over the memory itself."""
+    """A matrix of rows and components over the memory itself, or copied where it is strided."""
     entry = field.name if field.per_row else Value(field.name)
-    [view] = views_or_gathers(soa, Spec({field.name: entry}))
-    by_rows = isinstance(view, View) and list(view.strides) == sorted(view.strides, reverse=True)
-    if not (isinstance(view, View) and by_rows and is_dense(view.shape, view.strides)):
-        raise BufferError(
-            f"column {field.name!r:.80} on {soa.device} is not contiguous, and no argument of jit; "
-            f"take it with copy=None of arrays(soa, spec), or bind a contiguous copy of it"
-        )
-    dtype, width = field.dtype, field.components
+    [view] = views(soa, Spec({field.name: entry}))
+    dtype, words = field.dtype, 1
     if dtype in NARROW and not x64():
-        dtype, width = "uint32", width * field.itemsize // 4
-    shape = soa.rows if field.per_row else 1, width
-    return _run_of_a_device(view.buffer, field.name, dtype, shape, view.byte_offset)
+        dtype, words = "uint32", field.itemsize // 4
+    shape = soa.rows if field.per_row else 1, field.components * words
+    if in_rows(view):
+        return _run_of_a_device(view.buffer, field.name, dtype, shape, view.byte_offset)
+    strides = (*[stride * words for stride in view.strides], 1)
+    at = (*view.shape, words), strides, view.offset * words
+    return imported(View(field.name, dtype, ITEMSIZE[dtype], *at, view.buffer), copy=None).reshape(
+        shape
+    )
+
+
+def in_rows(view: View) -> bool:
+    """Whether its elements are one after another, those of the first row first."""
+    steps = [step for n, step in zip(view.shape, view.strides, strict=True) if n > 1]
+    return steps == sorted(steps, reverse=True) and is_dense(view.shape, view.strides)
 
 
 def in_leaves(soa: SoA) -> SoA:
@@ -141,7 +146,7 @@ def _run_of_a_device(
 def imported(view: View, *, copy: bool | None) -> jax.Array:
     """A dense view of another device's memory; a copy, with `copy=None`, where XLA needs one."""
     given: View | _Copy = view
-    if copy is None and view.address % alignment_on(view.device):
+    if copy is None and (view.address % alignment_on(view.device) or not in_rows(view)):
         given = _Copy(view)
     try:
         array: jax.Array = jax.dlpack.from_dlpack(given, copy=copy)

@@ -23,6 +23,17 @@ def fields_of(soa):
     return {f.name: np.array(soa[f.name if f.per_row else Value(f.name)]) for f in layout.fields}
 
 
+class Shown:
+    """Memory that is only pointed at: it vouches for itself, and for no more."""
+
+    def __init__(self, memory, first, count, dtype="<f4", strides=None):
+        self.memory = memory
+        address = memory.ctypes.data + first
+        shape = count if isinstance(count, tuple) else (count,)
+        data = {"data": (address, False), "shape": shape, "strides": strides}
+        self.__array_interface__ = {**data, "typestr": dtype, "version": 3}
+
+
 @st.composite
 def bound_columns(draw):
     """Arrays of one row count: on their own, in blocks, in records, with steps; and one number."""

@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from bound import bound_columns, values_of
+from bound import Shown, bound_columns, values_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -343,16 +343,6 @@ def test_columns_that_share_bytes():
     with pytest.raises(ValueError, match="'x' and 'y' share bytes, and would be written twice"):
         soa[["x", "y"]] = np.ones((N, 2), "f4")
     assert not x.any()
-
-
-class Shown:
-    """Memory that is only pointed at: it vouches for itself, and for no more."""
-
-    def __init__(self, memory, first, count):
-        self.memory = memory
-        address = memory.ctypes.data + first
-        data = {"data": (address, False), "shape": (count,)}
-        self.__array_interface__ = {**data, "typestr": "<f4", "version": 3}
 
 
 def test_touching_is_not_one_allocation():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
-from bound import bound_columns, of_a_device, specs, wanted
+from bound import bound_columns, of_a_device, specs, values_of, wanted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soaview import Layout, Spec, Value, bind
+from soaview import Column, Layout, Spec, Value, bind
 from soaview_jax import arrays, explain, forward, mask, to, update, write
 
 NEEDS = ["jax"]
@@ -190,6 +191,27 @@ def test_on_a_device():
     write(soa, Spec(x="x", v="v"), [jnp.ones(64), jnp.ones((64, 3))])
     assert (one["x"] == 1).all()
     assert (one["v"] == 1).all()
+
+
+def test_strided_columns_of_a_device():
+    """Copied on their device, by `copy=`, and on the way into `jit`, as the host's are."""
+    pytest.importorskip("torch")
+    layout = Layout([Column("v", "f4", (3,)), Column("x", "f4"), Column("k", "i8", (2, 2))])
+    memory = places.aligned(np.zeros(layout.nbytes(40), np.uint8))
+    host, spec = layout.wrap(memory, 40), Spec(v="v", x="x")
+    soa = bind(places.PretendedMemory().wrap(layout, memory, 40))
+    for start in (1, 2):
+        for name in host:
+            host[name][:] = values_of(host[name].shape, host[name].dtype, start)
+        inside = jax.jit(lambda soa: arrays(soa, spec))
+        for found in (arrays(soa, spec, copy=None), arrays(soa, spec, copy=True), inside(soa)):
+            for array, name in zip(found, spec, strict=True):
+                np.testing.assert_array_equal(array, host[name])
+        same = jax.jit(lambda soa: soa)(soa)
+        np.testing.assert_array_equal(same["k"], host["k"])
+    verdicts = [v for v in explain(soa, spec) if v.way == "JAX inside jit"]
+    assert [(v.gives, v.nbytes) for v in verdicts] == [("copy", 480), ("view", 0)]
+    assert "column 'v' is strided" in verdicts[0].why
 
 
 def test_what_goes_into_jit_as_it_is():
