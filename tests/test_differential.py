@@ -385,7 +385,7 @@ def leaves_of(tree, path=()):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=settings().max_examples // 4)
+@settings(deadline=None, max_examples=settings().max_examples // 10)
 @given(st.data(), trees(), st.integers(0, 2**32 - 1))
 def test_blocks_agree(data, tree, seed):
     """Each layout of blocks in blocks starts where those before it end."""
