@@ -100,13 +100,12 @@ def _span(array: NDArray[Any], address: int) -> tuple[int, int]:
 
 def overlapping(extents: Mapping[int, Extent]) -> list[list[tuple[int, Extent]]]:
     """Which of them overlap: touching is not overlapping, nor is even spacing."""
-    found = sorted(extents.items(), key=lambda pair: pair[1][:2])
-    groups: list[list[tuple[int, Extent]]] = []
+    groups = [[pair] for pair in extents.items() if pair[1].first == pair[1].end]
+    some = [pair for pair in extents.items() if pair[1].first < pair[1].end]
     end = -1
-    for i, extent in found:
-        if extent.first >= end or extent.first == extent.end:
+    for i, extent in sorted(some, key=lambda pair: pair[1][:2]):
+        if extent.first >= end:
             groups.append([])
-            end = extent.end
         groups[-1].append((i, extent))
         end = max(end, extent.end)
     # In the columns' order, which is the same for the next event's, whatever its addresses are.

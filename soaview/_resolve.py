@@ -97,7 +97,7 @@ def resolved(layout: Layout | BoundFields, name: str, entry: Entry, piecewise: b
     for other in columns[1:]:
         _check_alike(name, first, other)
     row = first.width // first.itemsize if first.per_row else 0
-    adjacent = any(c.per_row and c.interleaved for c in columns)
+    adjacent = layout.apart or any(c.per_row and c.interleaved for c in columns)
     shape, strides = first.shape, _inner(layout, first)
     start = _start(layout, first)
     if isinstance(entry, str):
@@ -127,7 +127,7 @@ def _resolved_bound(layout: BoundFields, name: str, entry: Entry) -> Pattern:
     if all(h.empty for h in homes) and len(set(names)) == len(names):
         same, step = True, size  # of nothing there is a view, wherever it is
     shape = (len(columns), *first.shape) if listed else first.shape
-    if not (all(h.aligned for h in homes) and same and step > 0 and step % size == 0):
+    if not (all(h.aligned for h in homes) and same and step > 0):
         return Pattern(name, first.dtype, row, shape, (), (), names, True, home.allocation)
     strides = [(n // size,) for n in ((step, *inner) if listed else inner)]
     at = tuple(strides), (home.offset // size,)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ._bound import Allocations, BoundFields
 from ._gather import Gather, views_or_gathers
+from ._host import ArrayInterface
 from ._layout import Layout
 from ._soa import SoA
 from ._spec import Entry, Spec, Value, columns_of
@@ -44,17 +45,17 @@ def check_writable(soa: SoA, entries: Iterable[Entry]) -> None:
         )
 
 
-def check_apart(parts: Iterable[tuple[str, NDArray[Any] | View]]) -> None:
-    """Raise where bound columns share bytes: exactly on the host, else by where they begin and end.
+def check_apart(parts: Iterable[tuple[str, NDArray[Any]]]) -> None:
+    """Raise where bound columns share bytes.
 
     Args:
-        parts: what would be written, by name: arrays on the host, views elsewhere.
+        parts: what would be written, by name.
 
     Raises:
         ValueError: naming two of them.
     """
     for (name, one), (other_name, other) in combinations(parts, 2):
-        if _share(one, other):
+        if np.shares_memory(one, other):
             raise ValueError(
                 f"{name!r:.80} and {other_name!r:.80} share bytes, and would be written twice; "
                 f"name every column once"
@@ -71,24 +72,16 @@ def are_bound_apart(outputs: Sequence[tuple[SoA, Spec]]) -> bool:
         return False
     found = [view for soa, spec in outputs for view in views_or_gathers(soa, spec)]
     parts = [p for view in found for p in (view.parts if isinstance(view, Gather) else [view])]
-    check_apart([(part.name, part.numpy() if part.buffer.on_host else part) for part in parts])
+    check_apart([(part.name, _addressed(part)) for part in parts])
     return True
 
 
-def _share(one: NDArray[Any] | View, other: NDArray[Any] | View) -> bool:
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return bool(np.shares_memory(one, other))
-    assert isinstance(one, View)
-    assert isinstance(other, View)
-    (first, end), (other_first, other_end) = _span(one), _span(other)
-    return first < other_end and other_first < end
-
-
-def _span(view: View) -> tuple[int, int]:
-    """Addresses of the first byte, and of the end."""
-    steps = zip(view.shape, view.strides, strict=True)
-    last = sum((n - 1) * s for n, s in steps) + 1 if view.size else 0
-    return view.address, view.address + last * view.itemsize
+def _addressed(view: View) -> NDArray[Any]:
+    """An array at the view's addresses, on whatever device: NumPy compares them, and reads none."""
+    buffer = view.buffer
+    memory = np.asarray(ArrayInterface(buffer.address, buffer.nbytes, True, buffer))
+    strides = [stride * view.itemsize for stride in view.strides]
+    return np.ndarray(view.shape, f"V{view.itemsize}", memory, view.byte_offset, strides)
 
 
 def tensor_labels(spec: Spec, given: Sequence[Any]) -> list[str]:

@@ -29,7 +29,8 @@ class Shown:
     def __init__(self, memory, first, count, dtype="<f4", strides=None):
         self.memory = memory
         address = memory.ctypes.data + first
-        data = {"data": (address, False), "shape": (count,), "strides": strides}
+        shape = count if isinstance(count, tuple) else (count,)
+        data = {"data": (address, False), "shape": shape, "strides": strides}
         self.__array_interface__ = {**data, "typestr": dtype, "version": 3}
 
 

@@ -62,6 +62,7 @@ def pytest_configure(config):
     """An adapter that cannot be imported stops the run, before any test."""
     config.addinivalue_line("markers", "aliasing: only for adapters whose tensors alias the SoA")
     config.addinivalue_line("markers", "x64: only for adapters with 64-bit types switched on")
+    config.addinivalue_line("markers", "dtype(name): only of the cases of this dtype")
     config.addinivalue_line("markers", "crash: in a process of its own, which could die")
     config.addinivalue_line("markers", 'slow: left out by `-m "not slow"`, the loop while working')
     config.addinivalue_line(
@@ -133,7 +134,7 @@ def stays(item):
         return marker.args[0]
     if not hasattr(item, "callspec"):
         return 1
-    if item.path.name != "test_conformance.py":
+    if not item.path.name.startswith("test_conformance"):
         return 24 if {"jax", "jit"} & needed(item.path) else 1  # XLA compiles for most of them
     name, adapter = item.originalname, under_test(item)
     if "jit" in adapter or ("jax" in adapter and name == "test_forward"):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from soaview import Blocks, Layout, SoA, SoABlocks
+from soaview import Blocks, Layout, SoA, SoABlocks, bind
 
 
 class HostMemory:
@@ -101,6 +101,16 @@ class PretendedMemory(TorchMemory):
         return SoA(layout, buffer, rows, 0, rows)
 
     watched = HostMemory.watched
+
+
+class BoundMemory(HostMemory):
+    """The host's memory, of which the columns are bound where they lie."""
+
+    def wrap(self, layout, memory, rows):
+        return bind(layout.wrap(memory, rows))
+
+    def on_host(self, soa):
+        return soa.pack()
 
 
 def aligned(memory: np.ndarray) -> np.ndarray:

@@ -91,6 +91,16 @@ def test_columns_of_one_import_are_in_one_allocation():
     assert view.numpy()[1].tolist() == [1, 2 * N + 1]
 
 
+def test_what_is_empty_parts_nobody():
+    """Memory without bytes in the midst of an allocation leaves that whole."""
+    memory = np.zeros(64, np.uint8)
+    whole, inner = np.asarray(Shown(memory, 0, 16)), np.asarray(Shown(memory, 32, 1))
+    data = {"s": whole[:1].reshape(()), "z": Shown(memory, 16, 0), "t": inner.reshape(())}
+    soa = bind(data)
+    assert len(soa.buffer.pieces) == 2
+    assert soa[["s", "t"]].shape == (0, 2)
+
+
 @pytest.mark.parametrize("side", [-1, 1])
 def test_no_byte_beyond(side):
     """What reaches a byte past what its owner vouches for is refused, whatever the owner is."""

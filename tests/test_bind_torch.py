@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import places
 import pytest
 import torch
 from bound import bound_columns, of_a_device, specs, view_of, wanted
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import soaview_torch
-from soaview import Layout, Spec, Value, bind
+from soaview import Column, Layout, Spec, Value, bind
 from soaview_torch import _jagged, explain, forward, jagged, prepare, tensors, to, write
 
 NEEDS = ["torch"]
@@ -181,6 +182,14 @@ def test_on_a_device():
         tensors(soa, Spec(t=["x", "y"]))
     [both] = tensors(soa, Spec(t=["x", "y"]), copy=None)
     np.testing.assert_array_equal(both.numpy(), np.stack([one["x"], other["x"]], 1))
+    layout = Layout([Column(name, "f4") for name in "abc"])
+    memory = places.aligned(np.zeros(layout.nbytes(40), np.uint8))
+    there = bind(places.PretendedMemory().wrap(layout, memory, 40))
+    write(there, Spec(ac=["a", "c"], b="b"), [torch.ones(40, 2), torch.ones(40)])
+    assert layout.wrap(memory, 40)["b"].all()
+    both = bind({"a": view_of(there, "a"), "b": view_of(there, "a")})
+    with pytest.raises(ValueError, match="share bytes"):
+        write(both, Spec(a="a", b="b"), [torch.ones(40)] * 2)
     packed = soaview_torch._move._packed(soa[3:])
     for name in soa:
         [tensor] = tensors(packed, Spec(t=name))

@@ -28,10 +28,19 @@ from cases import (
 
 from soaview import Column, Layout, Spec, Value, views
 
-case_by_case = pytest.mark.parametrize("case", CASES, ids=str)
-one_by_one = pytest.mark.parametrize(
-    "case", [c for c in CASES if c.dtype == "float32"], ids=lambda c: c.name
-)
+one_by_one = pytest.mark.dtype("float32")
+
+
+def pytest_generate_tests(metafunc):
+    """All cases, or those of one dtype."""
+    take_cases(metafunc, CASES)
+
+
+def take_cases(metafunc, cases):
+    if "case" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("dtype")
+        chosen = [case for case in cases if not only or case.dtype in only.args]
+        metafunc.parametrize("case", chosen, ids=str)
 
 
 def content(soa):
@@ -83,7 +92,6 @@ def check_strides(adapter, tensor, expected):
             assert step is None or step == wanted or length == 1
 
 
-@case_by_case
 def test_values_shape_and_dtype(adapter, case):
     """Every kind of entry reads what memory holds, in its shape and dtype, at every row count."""
     for rows in adapter.rows:
@@ -97,7 +105,6 @@ def test_values_shape_and_dtype(adapter, case):
 
 
 @pytest.mark.aliasing
-@case_by_case
 def test_strides_and_address(adapter, case):
     """A tensor lies where the layout says, with the strides of the design's table."""
     for rows in adapter.rows:
@@ -111,7 +118,6 @@ def test_strides_and_address(adapter, case):
         assert adapter.address(found[0]) == soa.buffer.address + start
 
 
-@case_by_case
 def test_a_write_into_memory_is_seen(adapter, case):
     """A tensor aliases the SoA: what is written into the memory later is read from it."""
     for rows in (1, 33):
@@ -139,7 +145,6 @@ def test_a_write_into_a_tensor_is_seen(adapter, case):
 
 
 @pytest.mark.aliasing
-@case_by_case
 def test_copy_true_is_independent(adapter, case):
     """`copy=True` gives the same values, and later writes into the memory are not seen."""
     for rows in (0, 1, 33):
@@ -156,7 +161,6 @@ def test_copy_true_is_independent(adapter, case):
 
 
 @pytest.mark.aliasing
-@case_by_case
 def test_copy_none_copies_only_what_it_must(adapter, case):
     """`copy=None` aliases exactly what `copy=False` can give, and copies the rest."""
     for rows in (0, 1, 33, 1024):
@@ -174,7 +178,6 @@ def test_copy_none_copies_only_what_it_must(adapter, case):
             np.testing.assert_array_equal(kept, wanted)
 
 
-@case_by_case
 def test_padded(adapter, case):
     """`padded=True` gives the padded rows, the valid ones first, and aliases."""
     for rows in adapter.rows:
@@ -308,12 +311,16 @@ def test_the_empty_spec(adapter):
 @pytest.mark.parametrize("entry", SCATTERED, ids=str)
 def test_scattered_columns(adapter, entry):
     """Columns that no single view covers are refused with the reason; `copy=None` gathers them."""
+    gathered(adapter, entry, SCATTERED[entry])
+
+
+def gathered(adapter, entry, why, row_counts=(0, 1, 33, 1024)):
     layout = layout_of("float32", "int8")
-    for rows in (0, 1, 33, 1024):
+    for rows in row_counts:
         soa, expected = wrapped(layout, rows)
         spec = spec_of(entry)
         if adapter.aliases:
-            with pytest.raises(BufferError, match=f"tensor 't': .*{SCATTERED[entry]}.*copy=None"):
+            with pytest.raises(BufferError, match=f"tensor 't': .*{why}.*copy=None"):
                 adapter.tensors(soa, spec)
         for copy in adapter.copies[adapter.aliases :]:
             [tensor] = adapter.tensors(soa, spec, copy=copy)
@@ -450,21 +457,21 @@ def test_write_of_aliases(adapter):
     np.testing.assert_array_equal(on_host(soa)["z"], expected["x"])
 
 
-@pytest.mark.parametrize(
-    ("spec", "second", "error", "message"),
-    [
-        (Spec(a="x", b="y"), np.zeros(9, "f4"), ValueError, r"'b': got shape \(9,\), exp.*\(10,\)"),
-        (Spec(a="x", b="y"), np.zeros((10, 1), "f4"), ValueError, "'b': .*list of one"),
-        (Spec(a="x", b="u"), np.zeros((3, 10), "f4"), ValueError, "'b': .*transpose"),
-        (Spec(a="x", b="y"), np.zeros(32, "f4"), ValueError, "'b': got 32 padded rows, exp.* 10;"),
-        (Spec(a="x", b=Value("n")), np.zeros(1, "f4"), ValueError, "'b': .*a scalar has no axes"),
-        (Spec(a="x", b="y"), np.zeros(10, "i4"), TypeError, "'b': got dtype int32, exp.*float32"),
-        (Spec(a="x", b=["y", "x"]), np.zeros((10, 2), "f4"), ValueError, "'x' would be .* twice"),
-        (Spec(a="x", b=["y", "y"]), np.zeros((10, 2), "f4"), ValueError, "'y' would be .* twice"),
-        (Spec(a="x"), np.zeros(10, "f4"), ValueError, "got 2 tensors, but the spec has 1"),
-        (Spec(a="x", b="ww"), np.zeros(10, "f4"), KeyError, "no column 'ww'"),
-    ],
-)
+BAD_WRITES = [
+    (Spec(a="x", b="y"), np.zeros(9, "f4"), ValueError, r"'b': got shape \(9,\), exp.*\(10,\)"),
+    (Spec(a="x", b="y"), np.zeros((10, 1), "f4"), ValueError, "'b': .*list of one"),
+    (Spec(a="x", b="u"), np.zeros((3, 10), "f4"), ValueError, "'b': .*transpose"),
+    (Spec(a="x", b="y"), np.zeros(32, "f4"), ValueError, "'b': got 32 padded rows, exp.* 10;"),
+    (Spec(a="x", b=Value("n")), np.zeros(1, "f4"), ValueError, "'b': .*a scalar has no axes"),
+    (Spec(a="x", b="y"), np.zeros(10, "i4"), TypeError, "'b': got dtype int32, exp.*float32"),
+    (Spec(a="x", b=["y", "x"]), np.zeros((10, 2), "f4"), ValueError, "'x' would be .* twice"),
+    (Spec(a="x", b=["y", "y"]), np.zeros((10, 2), "f4"), ValueError, "'y' would be .* twice"),
+    (Spec(a="x"), np.zeros(10, "f4"), ValueError, "got 2 tensors, but the spec has 1"),
+    (Spec(a="x", b="ww"), np.zeros(10, "f4"), KeyError, "no column 'ww'"),
+]
+
+
+@pytest.mark.parametrize(("spec", "second", "error", "message"), BAD_WRITES)
 def test_bad_writes_write_nothing(adapter, spec, second, error, message):
     """Everything is checked before the first byte is written."""
     soa, _ = wrapped(layout_of("float32", "int8"), 10)

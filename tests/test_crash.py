@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from crashes import SCENARIOS
+from crashes import all_scenarios
 
 PROGRAM = str(Path(__file__).parent / "crashes.py")
 DEATHS = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT, -signal.SIGILL}
@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc):
         ("name", "framework"),
         [
             pytest.param(name, framework, marks=[] if framework == "numpy" else pytest.mark.slow)
-            for name, (_, names, unguarded) in SCENARIOS.items()
+            for name, (_, names, unguarded) in all_scenarios().items()
             for framework in names
             if framework in chosen and (unguarded or not twins)
         ],
