@@ -64,8 +64,8 @@ def test_a_frame_with_any_names():
     frame = pd.DataFrame({name: np.full(N, i, "f4") for i, name in enumerate(names)})
     soa = bind(frame)
     assert {name: int(soa[name][0]) for name in soa} == {n: i for i, n in enumerate(names)}
-    named = pd.Series(np.arange(2.0), index=["dims", "layout"])
-    assert bind({"x": named})["x"].tolist() == [0, 1]
+    named = pd.Series(np.arange(3.0), index=["dims", "variable", "layout"])
+    assert bind({"x": named})["x"].tolist() == [0, 1, 2]
 
 
 def test_polars():
@@ -145,6 +145,8 @@ def test_records_of_awkward():
     flat = {"p.x": arrays["x"], "p.y": arrays["y"], "k": arrays["k"]}
     check(bind(nested), flat)
     check(bind(nested[1:4]), flat, first=1)
+    deeper = ak.zip({"d": nested}, depth_limit=1)
+    check(bind(deeper), {f"d.{name}": array for name, array in flat.items()})
 
 
 def test_awkward_memory_is_as_writable_as_it_was():
@@ -164,6 +166,8 @@ def test_lists_longer_than_the_rows():
     values = np.arange(17.0)
     content = ak.contents.RegularArray(ak.contents.NumpyArray(values), 3)
     check(bind({"v": ak.Array(content)}), {"v": values[:15].reshape(5, 3)})
+    records = ak.contents.RecordArray([ak.contents.NumpyArray(values)], ["x"], length=4)
+    check(bind(ak.Array(records)), {"x": values[:4]})
 
 
 def awkward_cases(ak):
@@ -298,6 +302,8 @@ def test_a_dictionary_of_tensors(tmp_path):
         assert (found.data_ptr(), found.shape) == (tensor.data_ptr(), tensor.shape)
     soaview_torch.tensors(soa, Spec(v="track.v"))[0][1, 2] = 4
     assert data["track", "v"][1, 2] == 4
+    deeper = TensorDict({"a": {"b": {"x": tensors["x"]}}}, [N])
+    assert list(bind(deeper)) == ["a.b.x"]
     part = bind(data[2:4])
     assert soaview_torch.tensors(part, Spec(x="x"))[0].data_ptr() == tensors["x"][2:].data_ptr()
     filed = data.memmap(tmp_path / "td")
