@@ -34,8 +34,8 @@ def field_to_dict(field: Column | Scalar) -> dict[str, Any]:
     return {"kind": "column", **known}
 
 
-def fields_from_dict(description: Any) -> tuple[list[Column | Scalar], Any]:
-    """The fields that a layout's description names, and its alignment, which is not checked."""
+def fields_from_dict(description: Any) -> dict[str, Any]:
+    """`fields` that a layout's description names, and its `alignment`, which is not checked."""
     if isinstance(description, Mapping) and "blocks" in description:
         raise ValueError("this describes Blocks, and not one layout: Blocks.from_json reads it")
     top = check_keys("the layout", description, {"fields"}, {"alignment"})
@@ -44,7 +44,7 @@ def fields_from_dict(description: Any) -> tuple[list[Column | Scalar], Any]:
     if len(top["fields"]) > MAX_FIELDS:
         raise ValueError(f"{len(top['fields'])} fields are too many; at most {MAX_FIELDS}")
     fields = [_field_from_dict(number, field) for number, field in enumerate(top["fields"])]
-    return fields, top.get("alignment", 128)
+    return {"fields": fields, "alignment": top.get("alignment", 128)}
 
 
 def _field_from_dict(number: int, description: Any) -> Column | Scalar:

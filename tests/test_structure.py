@@ -58,6 +58,10 @@ LADDER = [
     "_cpp",
     "_explain",
     "_columns",
+    "_arrow",
+    "_tables",
+    "_convert",
+    "_intake",
     "_extents",
     "_bind",
     "",  # the package itself
@@ -77,7 +81,8 @@ UP = {("_layout", "_soa", "")}
 """The one edge up: `wrap` is hot, and returns an SoA."""
 
 OPENED = {
-    ("_layout", "_pack", "pack"),
+    ("_layout", "_intake", "pack"),
+    ("_layout", "_intake", "of"),
     ("_layout", "_offsets", "check"),
     ("_layout", "_describe", "describe"),
     ("_layout", "_cpp", "from_cpp"),
