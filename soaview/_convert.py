@@ -30,10 +30,11 @@ def write_as(target: NDArray[Any], values: NDArray[Any], first: int) -> None:
         target[...] = values
         return
     for start in range(0, len(values) if values.ndim else 1, BLOCK):
-        at = slice(start, start + BLOCK) if values.ndim else ()
+        at = slice(start, start + BLOCK) if values.ndim else ...
         given, there = values[at], target[at]
         with np.errstate(all="ignore"):
-            np.copyto(there, given, casting="unsafe")
+            real = given.real if given.dtype.kind == "c" != there.dtype.kind else given
+            np.copyto(there, real, casting="unsafe")
             lost = _lost(given, there)
         if lost.any():
             index = np.unravel_index(int(np.argmax(lost)), lost.shape)

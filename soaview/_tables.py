@@ -124,9 +124,14 @@ def _of_capsule(data: Any, protocol: str) -> Any:
         raise TypeError(
             f"{type(data).__name__} gives its columns through Arrow: import pyarrow first"
         )
-    if protocol == "__arrow_c_stream__":
-        return arrow.RecordBatchReader.from_stream(data)
-    return arrow.record_batch(data)
+    try:
+        if protocol == "__arrow_c_stream__":
+            return arrow.RecordBatchReader.from_stream(data)
+        return arrow.record_batch(data)
+    except (TypeError, ValueError) as error:  # Arrow's own are these, too
+        raise TypeError(
+            f"{type(data).__name__} is no table ({error!s:.90}); pass {{name: column}}"
+        ) from error
 
 
 def _of_xarray(data: Any) -> Iterator[tuple[str, Any]]:
@@ -227,7 +232,7 @@ def _holds(values: NDArray[Any]) -> str:
     if not values.dtype.hasobject:
         return str(values.dtype)
     kinds = sorted({type(item).__name__ for item in values.ravel()[:1000]})
-    return f"objects ({', '.join(kinds[:5])})"
+    return f"objects ({', '.join(kinds[:5])})" if kinds else "objects"
 
 
 def _of_polars(series: Any) -> Source:

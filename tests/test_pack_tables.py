@@ -17,7 +17,7 @@ from soaview import Column, Layout, Scalar
 
 
 def test_a_layout_packs_tables():
-    """Its fields are taken of a frame, an Arrow table or an SoA, in their own dtypes or not at all."""
+    """Its fields are taken of a frame, a table or an SoA, in their own dtypes or not at all."""
     layout = Layout([Column("b", "int64"), Column("a", "float32")])
     frame = pd.DataFrame({"a": np.array([1, 2], "f4"), "b": [3, 4], "c": ["x", "y"]})
     for table in (frame, pl.DataFrame(dict(frame)), pa.Table.from_pandas(frame)):
