@@ -13,7 +13,7 @@ from ._fields import Column, Scalar
 from ._layout import Layout
 from ._pack import pack as pack_arrays
 from ._spec import Value
-from ._tables import Source, columns_of, is_plain, source
+from ._tables import Source, columns_of, is_plain, source, unread
 from ._write import wrong_shape
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def layout_of(
     alignment: int,
 ) -> Layout:
     """See `Layout.of`."""
-    return _layout(_sources(data, columns), dtypes, alignment)
+    return _layout(_sources(unread(data), columns), dtypes, alignment)
 
 
 def pack_into(layout: Layout, data: Any, rows: int | None) -> SoA:
@@ -130,7 +130,7 @@ def _layout(
 
 
 def _filled(layout: Layout, found: dict[str, Source], rows: int, fill: Any) -> SoA:
-    """An SoA of these columns, each written in its place chunk by chunk."""
+    """An SoA of these columns, each written in its place chunk by chunk, and taken from `found`."""
     if isinstance(fill, Mapping):
         for name in fill:
             if name not in found:
@@ -140,7 +140,8 @@ def _filled(layout: Layout, found: dict[str, Source], rows: int, fill: Any) -> S
         one = found[field.name]
         got = one.shape if one.rows is None else (one.rows, *one.shape)
         expected = (rows, *field.shape) if field.per_row else field.shape
-        if got != expected:
+        one_for_all = field.per_row and field.shape == () == got
+        if got != expected and not one_for_all:
             where = f"column {field.name!r:.80}"
             raise ValueError(wrong_shape(where, got, expected, per_row=field.per_row))
     soa = layout.allocate(rows)
@@ -148,7 +149,7 @@ def _filled(layout: Layout, found: dict[str, Source], rows: int, fill: Any) -> S
         target = soa[field.name if field.per_row else Value(field.name)]
         value = fill.get(field.name) if isinstance(fill, Mapping) else fill
         try:
-            _write(target, found[field.name], value)
+            _write(target, found.pop(field.name), value)  # what a stream gave goes with it
         except ValueError as error:
             raise ValueError(f"column {field.name!r:.80}: {error}") from None
     return soa
@@ -185,6 +186,6 @@ def _nulls(one: Source) -> str:
     count = sum(int(missing.sum()) for _, missing in one.chunks() if missing is not None)
     how = ", such as fill=float('nan')" if one.dtype.kind in "fc" else ""
     return (
-        f"{count} null{'s' * (count > 1)}, and a column has a value in every row; fill= says what "
-        f"stands there{how}"
+        f"{count} null{'s' * (count > 1)}, and a column has a value in every row; soaview.pack's "
+        f"fill= says what stands there{how}"
     )

@@ -74,6 +74,11 @@ def is_plain(data: Any) -> bool:
     return isinstance(data, Mapping) and library not in ("soaview", *_LIBRARIES)
 
 
+def unread(data: Any) -> Any:
+    """What has the same columns without a row, of an Arrow reader, which is read only once."""
+    return data.schema.empty_table() if hasattr(data, "read_next_batch") else data
+
+
 _LIBRARIES = ("uproot", "xarray", "tensordict", "h5py")
 """Whose mappings are tables."""
 
