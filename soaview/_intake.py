@@ -66,7 +66,7 @@ def pack(
     rows = {name: s.rows for name, s in found.items() if s.rows is not None}
     if not rows:
         raise ValueError("single values alone say nothing about rows; use layout.pack(data, rows)")
-    return _filled(layout, found, next(iter(rows.values())), fill)
+    return filled(layout, found, next(iter(rows.values())), fill)
 
 
 def layout_of(
@@ -102,7 +102,7 @@ def pack_into(layout: Layout, data: Any, rows: int | None) -> SoA:
         if not counts:
             raise ValueError("single values alone say nothing about rows; pass rows=")
         rows = counts[0]
-    return _filled(layout, found, check_rows(rows), None)
+    return filled(layout, found, check_rows(rows), None)
 
 
 def _sources(data: Any, columns: Iterable[str] | None) -> dict[str, Source]:
@@ -129,7 +129,7 @@ def _layout(
     return Layout(fields, alignment=alignment)
 
 
-def _filled(layout: Layout, found: dict[str, Source], rows: int, fill: Any) -> SoA:
+def filled(layout: Layout, found: dict[str, Source], rows: int, fill: Any) -> SoA:
     """An SoA of these columns, each written in its place chunk by chunk, and taken from `found`."""
     if isinstance(fill, Mapping):
         for name in fill:

@@ -20,6 +20,8 @@ import uproot
 import xarray as xr
 
 from soaview import Column, Layout, Scalar, Value, pack
+from soaview._intake import filled
+from soaview._tables import source
 
 NEEDS = ["torch"]
 X, N = np.array([1.5, 2.5, 3.5], "f4"), np.array([1, -2, 3], "i8")
@@ -344,3 +346,31 @@ def test_one_copy():
         tracemalloc.stop()
         assert soa.buffer.nbytes == 3 * (1 << 22) * size
         assert peak < soa.buffer.nbytes + (1 << 22)
+
+
+def test_what_stands_under_nulls():
+    """It is no value: codes beyond their dictionary, and numbers that another dtype lacks."""
+    values = np.ma.array([1, 300, 3], mask=[0, 1, 0])
+    assert pack({"c": values}, dtypes="int8", fill=2)["c"].tolist() == [1, 2, 3]
+    valid, codes = pa.py_buffer(b"\x05"), pa.py_buffer(np.array([0, 99, 1], "i4"))
+    codes = pa.Array.from_buffers(pa.int32(), 3, [valid, codes])
+    words = pa.DictionaryArray.from_arrays(codes, pa.array([7, 8]), safe=False)
+    assert pack({"c": words}, fill=2)["c"].tolist() == [7, 2, 8]
+    both = pa.DictionaryArray.from_arrays(codes, pa.array([7, None]), safe=False)
+    with pytest.raises(ValueError, match="column 'c': 2 nulls"):
+        pack({"c": both})
+
+
+def test_hdf5_is_read_in_pieces():
+    """Each piece of a long dataset comes to its own rows."""
+    file = h5py.File.in_memory()
+    file["x"] = np.arange(600_000)
+    np.testing.assert_array_equal(pack(file)["x"], np.arange(600_000))
+
+
+def test_a_streams_columns_are_let_go():
+    """Each goes once it is copied: what was taken of it is left nowhere."""
+    found = {"x": source("x", X), "n": source("n", N)}
+    soa = filled(Layout.of(DATA), found, 3, None)
+    assert found == {}
+    assert soa["n"].tolist() == [1, -2, 3]
