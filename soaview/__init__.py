@@ -8,6 +8,7 @@ from ._bind import bind
 from ._blocks import Blocks, SoABlocks
 from ._explain import explain
 from ._fields import Column, Scalar
+from ._intake import pack
 from ._layout import Layout
 from ._rows import concatenate
 from ._soa import SoA
@@ -27,6 +28,7 @@ __all__ = [
     "bind",
     "concatenate",
     "explain",
+    "pack",
     "views",
 ]
 

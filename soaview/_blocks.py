@@ -172,42 +172,6 @@ class Blocks(Mapping[str, Any], Described):
                 raise type(error)(f"block {name!r:.60}: {error}") from None
         return cls(layouts)
 
-    @classmethod
-    def from_cpp(
-        cls,
-        text: str,
-        *,
-        name: str | None = None,
-        types: Mapping[str, Any] | None = None,
-        constants: Mapping[str, int] | None = None,
-        alignment: int = 128,
-    ) -> Blocks:
-        """The blocks that a `GENERATE_SOA_BLOCKS` of the CMS experiment's C++ declares.
-
-        Args:
-            text: a header's content, or several headers' that follow each other: the blocks'
-                layouts must be declared in it, before the blocks.
-            name: which of several blocks, with or without its scopes.
-            types: as `Layout.from_cpp` takes them.
-            constants: likewise.
-            alignment: of all blocks, in bytes.
-
-        Raises:
-            As `Layout.from_cpp`.
-
-        >>> blocks = Blocks.from_cpp('''
-        ...     GENERATE_SOA_LAYOUT(HitsLayout, SOA_COLUMN(float, x))
-        ...     GENERATE_SOA_BLOCKS(EventLayout, SOA_BLOCK(hits, HitsLayout))
-        ... ''')
-        >>> blocks
-        Blocks({'hits': Layout([Column('x', 'float32')])})
-        """
-        from ._cpp import Header
-        from ._to_cpp import told_in
-
-        told: Blocks | None = told_in(text, name, cls)
-        return told or Header(text, types, constants).blocks(name, alignment)
-
     def allocate(self, rows: Mapping[str, Any]) -> SoABlocks:
         """Zeroed SoAs in one buffer, aligned in memory.
 

@@ -66,7 +66,7 @@ class _Type(NamedTuple):
 
 
 class Header:
-    """C++ text, and what is declared in it; arguments and errors are those of `Layout.from_cpp`."""
+    """C++ text, and what is declared in it; arguments and errors are those of `from_cpp`."""
 
     def __init__(
         self, text: str, types: Mapping[str, Any] | None, constants: Mapping[str, int] | None
@@ -84,13 +84,11 @@ class Header:
             self._constants[_key(name)] = exact_int(value, f"constants[{name!r:.60}]")
         self._names = Names(text)
 
-    def fields(self, name: str | None) -> list[Column | Scalar]:
-        """Those of the layout of that name; of None, of the only one."""
-        return self._fields(self._chosen(LAYOUT, name))
-
-    def blocks(self, name: str | None, alignment: int) -> Blocks:
-        """The blocks of that name; of None, the only ones."""
-        return self._blocks(self._chosen(BLOCKS, name), alignment, 0)
+    def made(self, kind: Any, name: str | None, alignment: int) -> Any:
+        """The layout, or the blocks, of that name; of None, the only one."""
+        if kind is Blocks:
+            return self._blocks(self._chosen(BLOCKS, name), alignment, 0)
+        return Layout(self._fields(self._chosen(LAYOUT, name)), alignment=alignment)
 
     def _blocks(self, declared: Named, alignment: int, depth: int) -> Blocks:
         found: dict[str, Layout | Blocks] = {}

@@ -34,8 +34,8 @@ def field_to_dict(field: Column | Scalar) -> dict[str, Any]:
     return {"kind": "column", **known}
 
 
-def fields_from_dict(description: Any) -> tuple[list[Column | Scalar], Any]:
-    """The fields that a layout's description names, and its alignment, which is not checked."""
+def fields_from_dict(description: Any) -> dict[str, Any]:
+    """`fields` that a layout's description names, and its `alignment`, which is not checked."""
     if isinstance(description, Mapping) and "blocks" in description:
         raise ValueError("this describes Blocks, and not one layout: Blocks.from_json reads it")
     top = check_keys("the layout", description, {"fields"}, {"alignment"})
@@ -44,7 +44,7 @@ def fields_from_dict(description: Any) -> tuple[list[Column | Scalar], Any]:
     if len(top["fields"]) > MAX_FIELDS:
         raise ValueError(f"{len(top['fields'])} fields are too many; at most {MAX_FIELDS}")
     fields = [_field_from_dict(number, field) for number, field in enumerate(top["fields"])]
-    return fields, top.get("alignment", 128)
+    return {"fields": fields, "alignment": top.get("alignment", 128)}
 
 
 def _field_from_dict(number: int, description: Any) -> Column | Scalar:
@@ -188,6 +188,48 @@ class Described(ABC):
         from ._to_cpp import to_cpp
 
         return to_cpp(self, name)
+
+    @classmethod
+    def from_cpp(
+        cls,
+        text: str,
+        *,
+        name: str | None = None,
+        types: Mapping[str, Any] | None = None,
+        constants: Mapping[str, int] | None = None,
+        alignment: int = 128,
+    ) -> Self:
+        """What a declaration of the CMS experiment's C++ declares, or a header of `to_cpp` tells.
+
+        `Layout` reads `GENERATE_SOA_LAYOUT`, `Blocks` reads `GENERATE_SOA_BLOCKS`.
+
+        Args:
+            text: a header's content, or several headers' that follow each other; it is read, not
+                compiled. Types, enums and constants that it declares are known, and the layouts of
+                blocks, before the blocks; those of the headers that it includes are not.
+            name: which of several, with or without its scopes.
+            types: dtypes of types from elsewhere, as the text spells them: `{"Id": "uint32"}`.
+            constants: integers from elsewhere, likewise: `{"kN": 71}`.
+            alignment: bytes; the C++ class's own, a parameter of it, which the text need not say.
+                A header of `to_cpp` says it.
+
+        Raises:
+            ValueError: with the line and the field: what is unknown, or no field of soaview's.
+            KeyError: no declaration of that name.
+
+        >>> from soaview import Blocks, Layout
+        >>> text = "GENERATE_SOA_LAYOUT(Hits, SOA_COLUMN(float, x), SOA_SCALAR(int, n))"
+        >>> Layout.from_cpp(text)
+        Layout([Column('x', 'float32'), Scalar('n', 'int32')])
+        >>> text += "GENERATE_SOA_BLOCKS(Event, SOA_BLOCK(hits, Hits))"
+        >>> Blocks.from_cpp(text)
+        Blocks({'hits': Layout([Column('x', 'float32'), Scalar('n', 'int32')])})
+        """
+        from ._cpp import Header
+        from ._to_cpp import told_in
+
+        found = told_in(text, name, cls)
+        return Header(text, types, constants).made(cls, name, alignment) if found is None else found
 
     @classmethod
     def from_json(cls, text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Self:

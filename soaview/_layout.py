@@ -17,7 +17,7 @@ from ._host import aligned_zeros
 from ._json import Described, field_to_dict, fields_from_dict
 from ._soa import SoA, new_soa
 from ._spec import Plans, Spec
-from ._typed import Asked
+from ._typed import asked_of
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
@@ -84,8 +84,7 @@ class Layout(Fields, Described):
         return self.to_dict()
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        fields, alignment = fields_from_dict(state)
-        Layout.__init__(self, fields, alignment=alignment)  # checks all of it
+        Layout.__init__(self, **fields_from_dict(state))  # checks all of it
 
     def __repr__(self) -> str:
         alignment = f", alignment={self.alignment}" if self.alignment != 128 else ""
@@ -96,11 +95,7 @@ class Layout(Fields, Described):
         return self._total(check_rows(rows))
 
     def offset(self, name: str, rows: int) -> int:
-        """Byte at which field `name` starts.
-
-        Raises:
-            KeyError: no such field.
-        """
+        """Byte at which field `name` starts; a `KeyError` where there is no such field."""
         self[name]
         rows = check_rows(rows)
         units = (1, *(-(-rows * size // self.alignment) for size in self.sizes))
@@ -230,41 +225,7 @@ class Layout(Fields, Described):
         Raises:
             TypeError, ValueError: anything that is not exactly such a description.
         """
-        fields, alignment = fields_from_dict(description)
-        return cls(fields, alignment=alignment)
-
-    @classmethod
-    def from_cpp(
-        cls,
-        text: str,
-        *,
-        name: str | None = None,
-        types: Mapping[str, Any] | None = None,
-        constants: Mapping[str, int] | None = None,
-        alignment: int = 128,
-    ) -> Layout:
-        """The layout that a `GENERATE_SOA_LAYOUT` of the CMS experiment's C++ declares.
-
-        Args:
-            text: a header's content; it is read, not compiled. Types, enums and constants that it
-                declares are known, those of the headers that it includes are not.
-            name: which of several layouts, with or without its scopes.
-            types: dtypes of types from elsewhere, as the text spells them: `{"Id": "uint32"}`.
-            constants: integers from elsewhere, likewise: `{"kN": 71}`.
-            alignment: bytes; the C++ class's parameter, which `to_cpp`'s headers say themselves.
-
-        Raises:
-            ValueError: with the line and the field: what is unknown, or no field of soaview's.
-            KeyError: no layout of that name.
-
-        >>> Layout.from_cpp("GENERATE_SOA_LAYOUT(Hits, SOA_COLUMN(float, x), SOA_SCALAR(int, n))")
-        Layout([Column('x', 'float32'), Scalar('n', 'int32')])
-        """
-        from ._cpp import Header
-        from ._to_cpp import told_in
-
-        told: Layout | None = told_in(text, name, cls)
-        return told or cls(Header(text, types, constants).fields(name), alignment=alignment)
+        return cls(**fields_from_dict(description))
 
     def allocate(self, rows: int) -> SoA:
         """A zeroed SoA of `rows` rows, its columns aligned in memory.
@@ -317,19 +278,11 @@ class Layout(Fields, Described):
         if type(rows) is not int or not 0 <= rows <= INT64_MAX:
             rows = check_capacity(rows)
         if type(buffer) is np.ndarray and buffer.dtype is BYTE and buffer.ndim == 1:
-            memory: Buffer = HostBuffer(
-                buffer, self._total(rows), self.itemsize
-            )  # plain bytes say no more
+            # Plain bytes say no more.
+            memory: Buffer = HostBuffer(buffer, self._total(rows), self.itemsize)
         else:
-            memory = buffer_of(buffer, self._total(rows), self.itemsize, self._asked(rows))
+            memory = buffer_of(buffer, self._total(rows), self.itemsize, asked_of(self, rows))
         return new_soa(self, memory, rows, 0, rows)
-
-    def _asked(self, rows: int) -> Asked:
-        """What memory that says what it holds must say, to hold `rows` rows."""
-        first, components = self.fields[0], sum(f.components for f in self.fields)
-        plain = len(self.sizes) == 1 and not any(f.interleaved for f in self.fields)
-        width = self.pitch(first.name, rows) // first.itemsize
-        return Asked(self.fields, (components, width) if plain else None, rows)
 
     def from_pointer(
         self,
@@ -377,17 +330,33 @@ class Layout(Fields, Described):
         buffer = pointed(memory, self.itemsize, owner, finalizer)
         return SoA(self, buffer, rows, 0, rows)
 
-    def pack(self, arrays: Mapping[str, Any], rows: int | None = None) -> SoA:
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        *,
+        columns: Iterable[str] | None = None,
+        dtypes: str | Mapping[str, str] | None = None,
+        alignment: int = 128,
+    ) -> Layout:
+        """The layout that `soaview.pack` gives such data; its values are not looked at.
+
+        >>> Layout.of({"pt": np.zeros(3), "n": 7}, dtypes={"pt": "float32"})
+        Layout([Column('pt', 'float32'), Scalar('n', 'int64')])
+        """
+        from ._intake import layout_of
+
+        return layout_of(data, columns, dtypes, alignment)
+
+    def pack(self, data: Any, rows: int | None = None) -> SoA:
         """A new SoA, filled from one array per field: shape `(rows, *shape)`, a scalar's `()`.
 
-        Arrays must have the field's dtype, for nothing is converted in silence; Python numbers
-        and lists take it where their kind allows, rounded to it. One number is taken for all rows
-        of a column of numbers. Columns of Arrow, polars and pandas are taken if they have no nulls;
-        of a table pass `dict(df)` (pandas), `df.to_dict()` (polars) or
-        `dict(zip(t.column_names, t.columns))` (Arrow).
+        `data` is such a mapping, or a table as of `soaview.pack`, of which the fields are taken.
+        Arrays must have the field's dtype, for nothing is converted in silence; Python numbers and
+        lists take it where their kind allows. One number is taken for all rows of a column.
 
         Raises:
-            KeyError: a field is missing or unknown.
+            KeyError: a field is missing; a mapping has an unknown one.
             TypeError, ValueError: a wrong dtype, shape or row count; nulls, by their number.
 
         >>> layout = Layout([Column("pt", "float32"), Scalar("n", "int32")])
@@ -395,6 +364,6 @@ class Layout(Fields, Described):
         >>> soa["pt"], soa["n"]
         (array([1., 2.], dtype=float32), array([7, 7], dtype=int32))
         """
-        from ._pack import pack
+        from ._intake import pack_into
 
-        return pack(self, arrays, rows)
+        return pack_into(self, data, rows)

@@ -29,11 +29,6 @@ _MOST_AXES = 4  # of a matrix column, several of which are assigned at once
 
 def pack(layout: Layout, arrays: Mapping[str, Any], rows: int | None) -> SoA:
     """`Layout.pack`: check every array, then allocate and fill."""
-    if not isinstance(arrays, Mapping):
-        raise TypeError(
-            f"arrays must be a mapping from field name to array, got {type(arrays).__name__}"
-            f"{_columns_of(arrays)}"
-        )
     for name in arrays:
         layout[name]
     if missing := [field.name for field in layout.fields if field.name not in arrays]:
@@ -92,20 +87,6 @@ def assign(soa: SoA, entry: Entry, given: Any) -> None:
     value = as_array(field, given)
     _check_shape(field, value, soa.rows)
     target[...] = value
-
-
-def _columns_of(table: Any) -> str:
-    """How to pass a table's columns, by what it has."""
-    if isinstance(table, SoA):
-        return (
-            "; copy.deepcopy(soa) copies one, soa[a:b] has some of its rows, and dict(soa) its "
-            "columns, in which a scalar is a value for each row: put soa[Value(name)] in its place"
-        )
-    if hasattr(table, "column_names"):
-        return "; pass its columns, dict(zip(table.column_names, table.columns))"
-    if hasattr(table, "get_columns"):
-        return "; pass its columns, table.to_dict()"
-    return "; pass its columns, dict(table)" if hasattr(table, "keys") else ""
 
 
 def _check_shape(field: Column | Scalar, value: NDArray[Any], rows: int, first: str = "") -> None:

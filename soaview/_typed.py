@@ -33,6 +33,14 @@ class Asked(NamedTuple):
     rows: int | None
 
 
+def asked_of(layout: Any, rows: int) -> Asked:
+    """What a layout asks of memory that says what it holds, for `rows` rows."""
+    first, components = layout.fields[0], sum(f.components for f in layout.fields)
+    plain = len(layout.sizes) == 1 and not any(f.interleaved for f in layout.fields)
+    width = layout.pitch(first.name, rows) // first.itemsize
+    return Asked(layout.fields, (components, width) if plain else None, rows)
+
+
 def numpy_says(dtype: np.dtype[Any]) -> str | None:
     """The dtype's name; None for raw memory.
 

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from soaview import Blocks, Column, Layout, Scalar, Spec, Value, View, views
+from soaview import Blocks, Column, Layout, Scalar, Spec, Value, View, pack, views
 from soaview._runs import run_numbers
 
 LAYOUT = Layout([Column("pt", "float32"), Column("cov", "float64", (2, 3)), Scalar("n", "int32")])
@@ -356,14 +356,11 @@ def test_plans_live_with_their_layout():
     assert run_numbers(layout) == {"x": 0, "y": 0}
 
 
-def test_an_soa_is_no_mapping_of_arrays_to_pack():
-    """Its refusal tells how its columns are packed, and that is right when followed."""
+def test_an_soa_is_packed():
+    """Its scalars stay scalars."""
     layout = Layout([Column("x", "float32"), Scalar("n", "int32")])
     soa = layout.pack({"x": np.arange(3, dtype="f4"), "n": 7})
-    with pytest.raises(TypeError, match=r"dict\(soa\).*soa\[Value\(name\)\] in its place"):
-        layout.pack(soa)
-    again = layout.pack({**dict(soa), "n": soa[Value("n")]})
-    assert (again["x"].tolist(), int(again[Value("n")])) == ([0, 1, 2], 7)
-    mask = soa["x"] > 0
-    some = layout.pack({**{n: c[mask] for n, c in soa.items()}, "n": soa[Value("n")]})
-    assert some["x"].tolist() == [1, 2]
+    for other in (layout.pack(soa), pack(soa)):
+        assert other.layout == layout
+        assert other[Value("n")] == 7
+        assert other["x"].tolist() == [0, 1, 2]

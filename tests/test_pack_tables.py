@@ -16,18 +16,22 @@ from test_pack import column, packed
 from soaview import Column, Layout, Scalar
 
 
-def test_tables_are_packed_column_by_column():
-    """A DataFrame or Arrow table is refused with what gives its columns, and that is right."""
-    layout = Layout([Column("a", "float32"), Column("b", "int64")])
-    frame = pd.DataFrame({"a": np.array([1, 2], "f4"), "b": [3, 4]})
+def test_a_layout_packs_tables():
+    """Its fields are taken of a frame, a table or an SoA, in their own dtypes or not at all."""
+    layout = Layout([Column("b", "int64"), Column("a", "float32")])
+    frame = pd.DataFrame({"a": np.array([1, 2], "f4"), "b": [3, 4], "c": ["x", "y"]})
     for table in (frame, pl.DataFrame(dict(frame)), pa.Table.from_pandas(frame)):
-        with pytest.raises(TypeError, match="must be a mapping .*; pass its columns, ") as refusal:
-            layout.pack(table)
-        columns = eval(str(refusal.value).rpartition("columns, ")[2], {"table": table})
-        assert layout.pack(columns)["b"].tolist() == [3, 4]
-    with pytest.raises(TypeError, match=r"got SoA; copy.deepcopy\(soa\) copies one"):
-        layout.pack(layout.allocate(3))
-    with pytest.raises(TypeError, match="got list$"):
+        soa = layout.pack(table)
+        assert soa.layout == layout
+        assert {name: column.tolist() for name, column in soa.items()} == {"b": [3, 4], "a": [1, 2]}
+        with pytest.raises(TypeError, match="'b': got dtype int64, expected float32.*dtypes={'b'"):
+            Layout([Column("b", "float32")]).pack(table)
+        with pytest.raises(KeyError, match="no column for 'd'; there are"):
+            Layout([Column("d", "float32")]).pack(table)
+    again = layout.pack(soa)
+    assert again["a"].tolist() == [1, 2]
+    assert again.buffer.address != soa.buffer.address
+    with pytest.raises(TypeError, match="got list, expected a mapping"):
         layout.pack([1, 2])
 
 

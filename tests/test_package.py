@@ -52,7 +52,7 @@ def test_public_names():
     """The public door is what it is."""
     assert soaview.__all__ == [
         "Blocks", "Column", "Layout", "Scalar", "SoA", "SoABlocks", "Spec", "Value", "View",
-        "bind", "concatenate", "explain", "views",
+        "bind", "concatenate", "explain", "pack", "views",
     ]  # fmt: skip
     assert all(hasattr(soaview, name) for name in soaview.__all__)
 

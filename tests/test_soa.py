@@ -201,7 +201,7 @@ def test_pack_needs_every_field():
     """A missing array is named."""
     with pytest.raises(KeyError, match="no array for 'cov', 'n'"):
         LAYOUT.pack({"pt": GOOD["pt"]})
-    with pytest.raises(TypeError, match="arrays must be a mapping"):
+    with pytest.raises(TypeError, match="expected a mapping from name to column"):
         LAYOUT.pack([1, 2])
 
 

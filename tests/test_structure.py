@@ -60,6 +60,10 @@ LADDER = [
     "_explain",
     "_containers",
     "_columns",
+    "_arrow",
+    "_tables",
+    "_convert",
+    "_intake",
     "_extents",
     "_again",
     "_bind",
@@ -80,13 +84,12 @@ UP = {("_layout", "_soa", "")}
 """The one edge up: `wrap` is hot, and returns an SoA."""
 
 OPENED = {
-    ("_layout", "_pack", "pack"),
+    ("_layout", "_intake", "pack"),
+    ("_layout", "_intake", "of"),
     ("_layout", "_offsets", "check"),
     ("_layout", "_describe", "describe"),
-    ("_layout", "_cpp", "from_cpp"),
-    ("_blocks", "_cpp", "from_cpp"),
-    ("_layout", "_to_cpp", "from_cpp"),
-    ("_blocks", "_to_cpp", "from_cpp"),
+    ("_json", "_cpp", "from_cpp"),
+    ("_json", "_to_cpp", "from_cpp"),
     ("_json", "_to_cpp", "to_cpp"),
     ("_layout", "_arrange", "arrange"),
     ("_layout", "_draw", "to_svg"),
