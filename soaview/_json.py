@@ -228,8 +228,11 @@ class Described(ABC):
         from ._cpp import Header
         from ._to_cpp import told_in
 
-        found = told_in(text, name, cls)
-        return Header(text, types, constants).made(cls, name, alignment) if found is None else found
+        told: Self | None = told_in(text, name, cls)
+        if told is not None:
+            return told
+        made: Self = Header(text, types, constants).made(cls, name, alignment)
+        return made
 
     @classmethod
     def from_json(cls, text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Self:
