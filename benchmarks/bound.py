@@ -40,6 +40,8 @@ def measured(rows: int) -> dict[str, float]:
             "bind + tensors, records": lambda: tensors(bind(records), EACH),
             "wrap + one tensor": lambda: tensors(layout.wrap(root, rows), ONE),
             "bind + one tensor, records": lambda: tensors(bind(records), ONE),
+            "bind + one tensor, arrays": lambda: tensors(bind(heap), ONE, copy=None),
+            "np.stack + from_numpy": lambda: torch.from_numpy(np.stack(arrays, 1)),
             "tensors again, laid": lambda: tensors(laid, EACH),
             "tensors again, arrays": lambda: tensors(bound, EACH),
             "tensors again, records": lambda: tensors(of_records, EACH),
@@ -61,6 +63,7 @@ def main() -> None:
     for one, other in [
         ("bind + tensors, arrays", "wrap + tensors"),
         ("bind + tensors, records", "wrap + tensors"),
+        ("bind + one tensor, arrays", "np.stack + from_numpy"),
         ("tensors again, arrays", "tensors again, laid"),
         ("tensors again, records", "tensors again, laid"),
     ]:

@@ -6,12 +6,13 @@ what is rare: other devices, slices, read-only memory, columns without a common 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from soaview import Layout, SoA, Spec
+from soaview import Layout, SoA, Spec, Value
 from soaview.adapter import (
     EVENT_NAMES,
     MOST_OUTPUTS,
@@ -25,6 +26,7 @@ from soaview.adapter import (
     array_lines,
     as_tuple,
     check_storage,
+    columns_of,
     compiled,
     in_order,
     numpy_dtype,
@@ -200,8 +202,14 @@ def _of_bound(layout: BoundFields, spec: Spec, found: Places) -> list[str]:
         *found.lines,
     ]
     each = [home.allocation for home in layout.homes] == [*range(len(layout.fields))]
-    if each and not any(layout.fields[i].dtype == "bfloat16" for i in used):
-        lines += _of_arrays(layout, spec, found, used)
+    if each and used and not any(layout.fields[i].dtype == "bfloat16" for i in used):
+        of = [t.allocation for t in found.tensors]
+        views = []
+        for entry, t in zip(spec.values(), found.tensors, strict=True):
+            memory = f"memory_{t.allocation}"
+            alone = isinstance(entry, str) and of.count(t.allocation) == 1
+            views.append(memory if alone else f"view({memory}, {t.shape}, {as_tuple(t.strides)})")
+        lines += _of_arrays(layout, used, views, used)
     for i in used:
         lines += [
             f"piece_{i} = buffer.piece({i}); nbytes_{i} = piece_{i}.nbytes",
@@ -218,7 +226,9 @@ def _of_bound(layout: BoundFields, spec: Spec, found: Places) -> list[str]:
     ]
 
 
-def _of_arrays(layout: BoundFields, spec: Spec, found: Places, used: list[int]) -> list[str]:
+def _of_arrays(
+    layout: BoundFields, used: list[int], made: list[str], aliased: Iterable[int]
+) -> list[str]:
     """The same of arrays each of which is an allocation, of which nothing was asked yet.
 
     Of a column that one tensor has, and as it is, the array's import is that tensor.
@@ -229,26 +239,59 @@ def _of_arrays(layout: BoundFields, spec: Spec, found: Places, used: list[int]) 
     for i in used:
         shape = as_tuple(["rows", *map(str, layout.fields[i].shape)])
         same.append(f"array_{i}.dtype is dtype_{i} and array_{i}.shape == {shape}")
-    of = [t.allocation for t in found.tensors]
-    views = []
-    for entry, t in zip(spec.values(), found.tensors, strict=True):
-        memory = f"memory_{t.allocation}"
-        alone = isinstance(entry, str) and of.count(t.allocation) == 1
-        views.append(memory if alone else f"view({memory}, {t.shape}, {as_tuple(t.strides)})")
-    imports = as_tuple(f"memory_{i}" if i in used else "None" for i in range(len(layout.fields)))
+    numbers = range(len(layout.fields))
+    imports = as_tuple(f"memory_{i}" if i in aliased else "None" for i in numbers)
+    kept = f"if buffer.keep('torch', {imports}): " if aliased else ""
     return [
         "arrays = buffer.arrays",
         "if arrays is not None:",
         *(f"    array_{i} = arrays[{i}]" for i in used),
         f"    if {' and '.join(same)}:",
-        *(f"        memory_{i} = from_numpy(array_{i})" for i in used),
-        f"        if type(memory_{used[0]}) is not Tensor: return None",  # but a fake one
-        f"        try: at = memory_{used[0]}.data_ptr()",
+        *(f"        memory_{i} = from_numpy(array_{i})" for i in aliased),
+        f"        made = [{', '.join(made)}]",
+        "        if type(made[0]) is not Tensor: return None",  # but a fake one
+        "        try: at = made[0].data_ptr()",
         "        except RuntimeError: at = 0",
         "        if not at: return None",  # nor one of a transform
-        f"        made = [{', '.join(views)}]",
-        f"        if buffer.keep('torch', {imports}): return made",
+        f"        {kept}return made",
     ]
+
+
+def gathers_function(
+    layout: Layout, spec: Spec
+) -> Callable[[SoA, Any], list[torch.Tensor] | None] | None:
+    """The same for `copy=None`, of arrays that are allocations, and lists of them, put together.
+
+    Returns:
+        None where that is not what the spec has, or has for all of its tensors.
+    """
+    if not isinstance(layout, BoundFields):
+        return None
+    numbers = {name: number for number, name in enumerate(layout)}
+    if [layout.home(name).allocation for name in layout] != [*numbers.values()]:
+        return None
+    made, used, aliased = list[str](), set[int](), list[int]()
+    for entry in spec.values():
+        found = [numbers.get(name, -1) for name in columns_of(entry)]
+        kinds = {(f.dtype, f.shape, f.per_row) for f in (layout.fields[i] for i in found)}
+        [kind, *others] = kinds
+        if -1 in found or others or not kind[2] or "bfloat16" in kind or isinstance(entry, Value):
+            return None
+        used.update(found)
+        if isinstance(entry, str):
+            aliased += found
+            made.append(f"memory_{found[0]}")
+        else:
+            made.append(f"from_numpy(stack({as_tuple(f'array_{i}' for i in found)}, 1))")
+    if not len({*aliased}) == len(aliased) < len(made):
+        return None
+    lines = [
+        "rows = soa.rows; buffer = soa.buffer",
+        "if soa.capacity != rows or not rows or is_inference_mode_enabled(): return None",
+        *_of_arrays(layout, sorted({*used}), made, aliased),
+    ]
+    names = {f"dtype_{i}": numpy_dtype(f.dtype) for i, f in enumerate(layout.fields)}
+    return compiled("soa, import_of", lines, names | _NAMES | {"stack": np.stack})
 
 
 def at_once(

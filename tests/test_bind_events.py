@@ -412,3 +412,107 @@ def test_threads_that_race_for_the_first_tensors():
         found[0].add_(1)
         assert {tensor._version for tensor in found} == {1}
         assert data["v"][0, 0] == 1
+
+
+GATHERED = Spec(ab=["a", "c"], v="v", vw=["v", "w"], again=["c", "c"])
+
+
+def apart(rows):
+    """Arrays of an event, of which lists make tensors that are put together."""
+    count = np.arange(rows)
+    return {
+        "a": count.astype("f4"),
+        "c": (count + 0.5).astype("f4"),
+        "v": np.arange(3.0 * rows).reshape(rows, 3).copy(),
+        "w": np.ones((rows, 3)),
+        "i": count + 7,
+    }
+
+
+def gathered(data):
+    pairs = [("a", "c"), ("v",), ("v", "w"), ("c", "c")]
+    return [np.stack([data[n] for n in p], 1) if len(p) > 1 else data[p[0]] for p in pairs]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 100])
+def test_lists_are_put_together(rows):
+    """Of apart columns a copy, which nothing else has; of a column alone the array itself."""
+    for _ in range(3):
+        data = apart(rows)
+        soa = bind(data)
+        for _ in range(2):
+            found = tensors(soa, GATHERED, copy=None)
+            for tensor, values in zip(found, gathered(data), strict=True):
+                np.testing.assert_array_equal(tensor.numpy(), values)
+                assert tensor.is_contiguous()
+                assert tensor.numpy().dtype == values.dtype
+        before = {name: array.copy() for name, array in data.items()}
+        for copy in (found[0], found[2], found[3]):
+            copy.zero_()
+        for name, array in data.items():
+            np.testing.assert_array_equal(array, before[name])
+        found[1].fill_(3)
+        assert (data["v"] == 3).all()
+        assert found[1]._version == tensors(soa, Spec(v="v"))[0]._version
+        assert tensors(bind(apart(rows)), Spec(), copy=None) == tensors(bind(data), Spec()) == []
+
+
+def test_lists_of_what_was_changed_or_is_refused():
+    """What is read-only is copied, too; what makes no tensor is refused as ever."""
+    for _ in range(3):
+        data = apart(4)
+        soa = bind(data)
+        data["c"].flags.writeable = False
+        data["v"].flags.writeable = False
+        found = tensors(soa, GATHERED, copy=None)
+        for tensor, values in zip(found, gathered(data), strict=True):
+            np.testing.assert_array_equal(tensor.numpy(), values)
+        found[1].fill_(9)
+        assert data["v"][0, 0] == 0
+        part = tensors(bind(apart(4))[1:3], GATHERED, copy=None)
+        assert part[0].tolist() == [[1, 1.5], [2, 2.5]]
+        for spec, message in [
+            (Spec(x=["a", "v"]), "one dtype|one shape"),
+            (Spec(x=["a", "i"]), "need one dtype"),
+            (Spec(x=["a", "nobody"]), "nobody"),
+            (Spec(x=Value("a")), "takes a Scalar"),
+        ]:
+            with pytest.raises((KeyError, ValueError), match=message):
+                tensors(bind(apart(4)), spec, copy=None)
+        with pytest.raises(BufferError, match="'ab': its columns are in memory apart"):
+            tensors(bind(apart(4)), GATHERED)
+
+
+def test_lists_where_torch_has_no_real_memory():
+    """They are refused among fake tensors, and real in inference mode."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for _ in range(2):
+        tensors(bind(apart(4)), GATHERED, copy=None)
+    with torch.inference_mode():
+        found = tensors(bind(apart(4)), GATHERED, copy=None)
+    assert not any(tensor.is_inference() for tensor in found)
+    with FakeTensorMode(), pytest.raises(TypeError, match="inside fake tensors"):
+        tensors(bind(apart(4)), GATHERED, copy=None)
+
+
+def test_copies_and_columns_that_stand_twice():
+    """`copy=True` copies all; a column that two tensors have is a view for each."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    spec = Spec(one="v", other="v", ab=["a", "c"])
+    for _ in range(3):
+        data = apart(4)
+        for tensor in tensors(bind(data), GATHERED, copy=True):
+            tensor.zero_()
+        assert data["v"].any()
+        one, other, _ = tensors(bind(data), spec, copy=None)
+        assert one is not other
+        one.t_()
+        assert other.shape == (4, 3)
+        with pytest.raises(KeyError, match="nobody"):
+            tensors(bind(apart(4)), Spec(x=["i", "nobody"]), copy=None)
+        halves = {n: np.arange(3).astype(ml_dtypes.bfloat16) + n for n in (0, 1)}
+        [found] = tensors(
+            bind({f"h{n}": a for n, a in halves.items()}), Spec(x=["h0", "h1"]), copy=None
+        )
+        assert found.tolist() == [[0, 1], [1, 2], [2, 3]]
