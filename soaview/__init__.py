@@ -8,6 +8,7 @@ from ._bind import bind
 from ._blocks import Blocks, SoABlocks
 from ._explain import explain
 from ._fields import Column, Scalar
+from ._files import open_arrow, read_parquet
 from ._intake import pack
 from ._layout import Layout
 from ._rows import concatenate
@@ -28,7 +29,9 @@ __all__ = [
     "bind",
     "concatenate",
     "explain",
+    "open_arrow",
     "pack",
+    "read_parquet",
     "views",
 ]
 

@@ -145,14 +145,19 @@ def filled(layout: Layout, found: dict[str, Source], rows: int, fill: Any) -> So
             where = f"column {field.name!r:.80}"
             raise ValueError(wrong_shape(where, got, expected, per_row=field.per_row))
     soa = layout.allocate(rows)
-    for field in layout.fields:
+    write_all(soa, found, fill)
+    return soa
+
+
+def write_all(soa: SoA, found: dict[str, Source], fill: Any) -> None:
+    """Write columns that fit over those of an SoA, chunk by chunk, and take them from `found`."""
+    for field in soa.layout.fields:
         target = soa[field.name if field.per_row else Value(field.name)]
         value = fill.get(field.name) if isinstance(fill, Mapping) else fill
         try:
             _write(target, found.pop(field.name), value)  # what a stream gave goes with it
         except ValueError as error:
             raise ValueError(f"column {field.name!r:.80}: {error}") from None
-    return soa
 
 
 def _write(target: NDArray[Any], one: Source, fill: Any) -> None:

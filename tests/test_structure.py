@@ -67,6 +67,7 @@ LADDER = [
     "_extents",
     "_again",
     "_bind",
+    "_files",
     "",  # the package itself
     "_sizeof",
     "adapter._ragged",
