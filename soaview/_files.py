@@ -86,7 +86,7 @@ def open_arrow(
     found = []
     for one in batches:
         try:
-            found.append(bind(_columns(one, names, root), rows=one.num_rows))
+            found.append(bind(_columns(one, names, root)))
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{path}: {error}") from None

@@ -170,8 +170,9 @@ def test_wrong_arguments(path, tmp_path):
     """Each is named."""
     with pytest.raises(ValueError, match="mode must be 'c' or 'r', got 'w'"):
         open_arrow(path, mode="w")
-    with pytest.raises(IndexError, match="there are 2 batches, got batch 2"):
-        open_arrow(path, batch=2)
+    for number in (2, -3):
+        with pytest.raises(IndexError, match=f"there are 2 batches, got batch {number}"):
+            open_arrow(path, batch=number)
     with pytest.raises(TypeError, match="batch must be an integer"):
         open_arrow(path, batch="one")
     for where, error in ((tmp_path / "absent", FileNotFoundError), (tmp_path, IsADirectoryError)):
