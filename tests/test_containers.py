@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -373,3 +375,36 @@ def test_a_dataset_of_hdf5(tmp_path):
         read, x = np.asarray(file["tracks"]), np.asarray(file["x"])
     check(bind(read), {name: read[name] for name in ("x", "y", "n")})
     check(bind({"x": x}), {"x": x})
+
+
+# What they come from goes
+
+
+def test_frames_and_tables_that_go(tmp_path):
+    """The columns stay as they were when their frame is changed, and live when it is gone."""
+    pd, pa, pl = map(pytest.importorskip, ("pandas", "pyarrow", "polars"))
+    values = np.arange(1000.0)
+    frame = pd.DataFrame({"x": values.copy(), "y": values + 1})
+    of_pandas = bind(frame)
+    frame["x"] = 0.0  # another column in its place
+    del frame["y"]
+    table = pa.table({"x": values.copy(), "y": values + 1})
+    of_arrow = bind(table)
+    path = str(tmp_path / "t.arrow")
+    with pa.ipc.new_file(path, table.schema) as file:
+        file.write_table(table)
+    mapped = pa.memory_map(path)
+    [batch] = [pa.ipc.open_file(mapped).get_batch(0)]
+    of_file = bind(batch)
+    mapped.close()
+    of_polars = bind(pl.DataFrame({"x": values.copy(), "y": values + 1}))
+    del frame, table, batch, mapped
+    gc.collect()
+    fill = [np.full(1000, -1.0) for _ in range(50)]  # where freed memory would be
+    for soa in (of_pandas, of_arrow, of_file, of_polars):
+        assert soa.readonly
+        [x, y] = soaview_torch.tensors(soa, Spec(x="x", y="y"), copy=None)
+        np.testing.assert_array_equal(x, values)
+        np.testing.assert_array_equal(soa["y"], values + 1)
+        assert y[-1] == 1000
+    assert len(fill) == 50
