@@ -189,3 +189,12 @@ def test_an_example_in_the_memory_of_a_library(run_python):
         for adapter in ("soaview_torch", "soaview_jax")
     ]
     assert out.splitlines() == lines
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the example's loop is compiled by g++")
+def test_a_loop_in_cpp(run_python):
+    """It compares what C++ reads of every way, and prints a median for each."""
+    out = run_python(EXAMPLES / "cpp_event_loop" / "run.py", "--events", "7").stdout.splitlines()
+    assert [line[:5] for line in out[:-1]] == ["up to"] * 8
+    assert out[-1] == "C++ read the same scores from each"
