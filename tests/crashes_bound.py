@@ -84,6 +84,7 @@ def bound_closed_shared_memory(adapter: Any) -> None:
     memory = shared_memory.SharedMemory(create=True, size=NBYTES)
     memory.unlink()
     use_after(adapter, pointed(memory.buf), memory.close)
+    gc.collect()  # of what a refusal's traceback still has, before the memory closes itself
 
 
 @scenario("numpy", "torch", "jax", unguarded=point_only)
