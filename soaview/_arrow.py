@@ -28,11 +28,10 @@ def kind_of(theirs: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
     if hasattr(theirs, "storage_type"):  # an extension's
         dtype, shape = kind_of(theirs.storage_type)
         inner = getattr(theirs, "shape", None)
-        if inner is not None and list(
-            getattr(theirs, "permutation", None) or range(len(inner))
-        ) == [*range(len(inner))]:
-            return dtype, tuple(inner)
-        return dtype, shape
+        order = getattr(theirs, "permutation", None)
+        if order is not None and [*order] != sorted(order):
+            raise TypeError(f"it holds tensors whose axes are in another order ({order})")
+        return dtype, shape if inner is None else tuple(inner)
     if hasattr(theirs, "run_end_type"):
         return kind_of(theirs.value_type)
     if hasattr(theirs, "index_type"):

@@ -171,3 +171,19 @@ def test_wrong_arguments():
         pack({"x": F}, dtypes={"y": "int8"})
     with pytest.raises((TypeError, ValueError), match="float33"):
         pack({"x": F}, dtypes="float33")
+
+
+def test_tensors_whose_axes_are_turned():
+    """In Arrow's own order they are matrices; in another they are refused, by the column."""
+    numbers = pa.array(np.arange(12, dtype="f4"))
+    for order in (None, [0, 1], [1, 0]):
+        kind = pa.fixed_shape_tensor(pa.float32(), (2, 3), permutation=order)
+        column = pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(numbers, 6))
+        if order == [1, 0]:
+            with pytest.raises(TypeError, match="column 'x': it holds tensors whose axes"):
+                pack(pa.table({"x": column}))
+        else:
+            assert (
+                pack(pa.table({"x": column}))["x"].tolist()
+                == numbers.to_numpy().reshape(2, 2, 3).tolist()
+            )
