@@ -169,7 +169,9 @@ def memory_of(soa: SoA, key: str) -> Import | Imports | None:
     if isinstance(soa.buffer, Allocations):
         pieces = soa.buffer.pieces
         return Imports([piece.imports[key] for piece in pieces if key in piece.imports], [])
-    return None if soa.readonly else soa.buffer.imports[key]
+    # Nothing is imported of what NumPy puts together.
+    found: Import | None = None if soa.readonly else soa.buffer.imports.get(key)
+    return found
 
 
 def import_of(buffer: Buffer, key: str = "torch") -> Import:
