@@ -137,8 +137,8 @@ def read_parquet(
 ) -> SoA:
     """One SoA of the rows of Parquet files, one after another.
 
-    A row group is read at a time, and written in its place: the peak of memory is the result, and
-    one group. Columns are those of `pack`.
+    Some rows are read at a time, and written in their place: the peak of memory is the result, and
+    what Arrow holds of a row group. Columns are those of `pack`.
 
     Args:
         paths: a file, or a list of files of the same columns.
@@ -157,29 +157,37 @@ def read_parquet(
     if not given:
         raise ValueError("paths is empty; without a file there are no columns")
     names = None if columns is None else list(columns)
-    files, first = [], None
+    counts, first = [], None
     for path in given:
         try:
-            file = parquet.ParquetFile(path)
+            with parquet.ParquetFile(path) as file:
+                counts.append(file.metadata.num_rows)
+                layout = layout_of(file.schema_arrow.empty_table(), names, dtypes, 128)
         except arrow.ArrowException as error:
             raise ValueError(f"{path} is no Parquet file: {error!s:.200}") from None
-        layout = layout_of(file.schema_arrow.empty_table(), names, dtypes, 128)
         if first is not None and layout != first:
             raise ValueError(f"{path} has {layout!r:.300}, and {given[0]} has {first!r:.300}")
         first = layout
-        files.append(file)
     assert first is not None
-    soa, done = first.allocate(sum(file.metadata.num_rows for file in files)), 0
-    for path, file in zip(given, files, strict=True):
-        for number in range(file.num_row_groups):
-            try:
-                group = file.read_row_group(number, columns=[*first])
-            except (arrow.ArrowException, OSError) as error:
-                raise ValueError(f"{path}: row group {number}: {error!s:.200}") from None
-            part = soa[done : done + group.num_rows]
-            write_all(part, {name: source(name, group.column(name)) for name in first}, fill)
-            done += group.num_rows
+    soa, done = first.allocate(sum(counts)), 0
+    for path, count in zip(given, counts, strict=True):
+        end = done + count
+        try:
+            with parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(_ROWS, columns=[*first]):
+                    part = soa[done : min(done + batch.num_rows, end)]
+                    columns_of = {name: source(name, batch.column(name)) for name in first}
+                    write_all(part, columns_of, fill)
+                    done += batch.num_rows
+        except (arrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read: {error!s:.200}") from None
+        if done != end:
+            raise ValueError(f"{path} has {count} rows by its own word, and gave {done - end} more")
     return soa
+
+
+_ROWS = 1 << 16
+"""Of a Parquet file that are read at a time."""
 
 
 def _needed(module: str) -> Any:
